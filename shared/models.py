@@ -6,6 +6,7 @@ bitsandbytes where 4 bits are asked for.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -97,6 +98,8 @@ def load_model(
         backend = "unsloth" if on_gpu and _has_unsloth() and adapter is None else "transformers"
     # A gradient for every weight is wanted only where all of them are to learn.
     everything = for_training and lora is None and adapter is None
+    # At import bitsandbytes warns that an optional CPU kernel is not installed; nothing here wants it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         if backend == "unsloth":
             model, tokenizer = _load_with_unsloth(name, load_in_4bit, lora, dtype, max_seq_length, revision, everything)
@@ -211,15 +214,18 @@ def generate_replies(
     batch_size: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
+    prefixes: Sequence[str] | None = None,
 ) -> list[str]:
     """One reply to each conversation, as text without special tokens. Think and tool tags are ordinary and stay.
 
+    With `prefixes`, one a conversation, the assistant's turn already begins with that text, and what follows it is returned.
     temperature 0 takes the likeliest token. The model's mode, the tokenizer's padding side and torch's random numbers
     are as before afterwards, so that looking at samples in the middle of a training run does not change the run.
     """
     import torch
 
-    prompts = [_template(tokenizer, messages) for messages in conversations]
+    beginnings = [""] * len(conversations) if prefixes is None else prefixes
+    prompts = [_template(tokenizer, messages) + text for messages, text in zip(conversations, beginnings, strict=True)]
     was_training, side = model.training, tokenizer.padding_side
     model.eval()
     tokenizer.padding_side = "left"

@@ -168,14 +168,26 @@ def read_log(path: str | Path) -> list[dict]:
 
 
 @contextlib.contextmanager
-def wandb_run(stage: str, settings: Mapping, folder: Path, mode: str = "disabled") -> Iterator[Any]:
-    """A Weights & Biases run, or None. `mode`: "disabled", "offline" (files beside the run, no account) or "online"."""
+def wandb_run(stage: str, settings: Mapping, folder: Path, mode: str = "offline") -> Iterator[Any]:
+    """A Weights & Biases run, or None. `mode`: "disabled", "offline" (files beside the run, no account) or "online".
+
+    It is never required: where it cannot start, one line says so and the training goes on without it.
+    """
     if mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
         yield None
         return
-    import wandb
+    try:
+        import wandb
 
-    run = wandb.init(project="post-training-labs", name=stage, config=dict(settings), dir=str(folder), mode=mode)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        quiet = wandb.Settings(silent=True)
+        run = wandb.init(
+            project="post-training-labs", name=stage, config=dict(settings), dir=str(folder), mode=mode, settings=quiet
+        )
+    except Exception as error:  # noqa: BLE001 - whatever ails the logger, the run is worth more
+        print(f"no Weights & Biases log ({type(error).__name__}: {error}); the training goes on", file=sys.stderr)
+        yield None
+        return
     try:
         yield run
     finally:

@@ -52,10 +52,15 @@ def first_number(text: str) -> str | None:
     return digits if digits.isdigit() else None
 
 
-def copy_accuracy(model: LanguageModel, tokenizer, n: int, seed: int, split: str = "held_out") -> list[bool]:
-    """For `n` questions about facts just told: is the value given back right? Values and facts are from `split`."""
+def copy_accuracy(
+    model: LanguageModel, tokenizer, n: int, seed: int, split: str = "held_out", facts: int = 1
+) -> list[bool]:
+    """For `n` questions about facts just told: is the value given back right? Values and facts are from `split`.
+
+    With two `facts` the model must bind as well as copy: each value is somebody's, and only one of them was asked about.
+    """
     rng = random.Random(f"copy {seed}")
-    rows = [tiny_world.lookup(rng, split) for _ in range(n)]
+    rows = [tiny_world.lookup(rng, split, facts) for _ in range(n)]
     texts = continuations(model, tokenizer, [row["prompt"] for row in rows], max_new_tokens=4)
     return [text.split(".")[0].strip() + "." == row["answer"] for text, row in zip(texts, rows, strict=True)]
 

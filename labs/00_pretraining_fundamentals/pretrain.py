@@ -12,6 +12,7 @@ repeated unless you say --restart or change a setting.
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable, Iterable
@@ -124,10 +125,12 @@ def run_shakespeare(config, folder: Path, seed: int, restart: bool) -> None:
         )
     first, last = rows[0]["validation/loss"], rows[-1]["validation/loss"]
     low, high = window_loss_interval(model, validation_ids, trainer.context)
-    finite = all(torch.isfinite(torch.tensor(row["train/loss"])) for row in rows if "train/loss" in row)
+    finite = [math.isfinite(row["train/loss"]) for row in rows if "train/loss" in row]
     measured = {
         "validation_loss": Measurement(last, (len(validation_ids) - 1) // trainer.context, (low, high), baseline=first),
-        "loss_stays_finite": Measurement(float(finite), len(rows), None),
+        "loss_stays_finite": Measurement(
+            sum(finite) / len(finite), len(finite), wilson_interval(sum(finite), len(finite))
+        ),
     }
     with atomic_folder(folder / "model") as temporary:
         save_model(model, str(temporary / "model.safetensors"))
@@ -211,11 +214,13 @@ def run_base(config, folder: Path, seed: int, restart: bool) -> None:
     def evaluate_model(model: LanguageModel, step: int) -> dict[str, float]:
         n = config.n_test if step == trainer.max_steps else 60
         copied = base_probes.copy_accuracy(model, tokenizer, n, seed=1 if step == trainer.max_steps else 2)
+        bound = base_probes.copy_accuracy(model, tokenizer, n, seed=1 if step == trainer.max_steps else 2, facts=2)
         added = base_probes.sum_accuracy(model, tokenizer, n, seed=1 if step == trainer.max_steps else 2)
         first_half, second_half = base_probes.repeated_text_losses(model, tokenizer)
         return {
             "validation/loss": base_probes.validation_loss(model, torch.tensor(held_out), trainer.context),
             "copy/accuracy": sum(copied) / n,
+            "binding/accuracy": sum(bound) / n,
             "arithmetic/accuracy": sum(added) / n,
             "copy/loss_first_time": first_half,
             "copy/loss_second_time": second_half,
@@ -256,18 +261,19 @@ def run_base(config, folder: Path, seed: int, restart: bool) -> None:
     plot_curves({"base": log}, ["train/loss", "validation/loss"], plots / "loss.png", y_label="nats a token")
     plot_curves(
         {"base": log},
-        ["copy/accuracy", "arithmetic/accuracy", "induction/strongest_head"],
+        ["copy/accuracy", "binding/accuracy", "arithmetic/accuracy", "induction/strongest_head"],
         plots / "induction.png",
         title="induction heads form, and copying with them",
     )
-    finish(config, folder, "base", seed, log, measured, "generated")
+    two_facts = {"share_right": log[-1]["binding/accuracy"], "n": n}  # no criterion: no lab above asks it of the base
+    finish(config, folder, "base", seed, log, measured, "generated", two_facts=two_facts)
 
 
 def write_samples(folder: Path, samples: Iterable[dict]) -> None:
     atomic_write_text(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in samples))
 
 
-def finish(config, folder: Path, stage: str, seed: int, rows, measured, source: str) -> None:
+def finish(config, folder: Path, stage: str, seed: int, rows, measured, source: str, **extra) -> None:
     """Metrics to disk, the checkpoints away, the criteria shown."""
     metrics = write_metrics(
         folder,
@@ -281,6 +287,7 @@ def finish(config, folder: Path, stage: str, seed: int, rows, measured, source: 
             "time_budget_seconds": config.time_budget_seconds,
             "tokens": rows[-1]["tokens"],
             "data": source,
+            **extra,
         },
     )
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 LONGEST_ANSWER = 10_000  # characters; a model that rambles is not worth a parser's time
 
@@ -83,3 +85,40 @@ def _read_xml(text: str, values: Mapping[str, Any]) -> tuple[dict | None, str]:
 def score(texts: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[SchemaResult]:
     """`check_answer` for each text against its row ({"format", "values"})."""
     return [check_answer(text, row["format"], row["values"]) for text, row in zip(texts, rows, strict=True)]
+
+
+def enforced_answers(
+    continue_texts: Callable[[Sequence[int], Sequence[str]], Sequence[str]], rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Answers that are valid by construction: the program writes keys and punctuation, the model only the values.
+
+    `continue_texts(row numbers, prefixes)` returns what the model writes after each prefix, the answer so far; it is cut
+    where the value ends. This is the idea behind grammar-constrained decoding, without the grammar. Only the form is
+    enforced: `rows` give their "format" and the keys and kinds of their "values", and no value is looked at.
+    """
+    filled: list[dict[str, Any]] = [{} for _ in rows]
+    for position in range(max((len(row["values"]) for row in rows), default=0)):
+        chosen = [index for index, row in enumerate(rows) if position < len(row["values"])]
+        keys = [list(rows[index]["values"])[position] for index in chosen]
+        numbers = [isinstance(rows[index]["values"][key], int) for index, key in zip(chosen, keys, strict=True)]
+        prefixes = []
+        for index, key, is_number in zip(chosen, keys, numbers, strict=True):
+            if rows[index]["format"] == "XML":
+                prefixes.append(_write("XML", filled[index]).removesuffix("</record>") + f"<{key}>")
+            else:
+                before = _write("JSON", filled[index]).removesuffix("}") + (", " if filled[index] else "")
+                prefixes.append(f'{before}"{key}": ' + ("" if is_number else '"'))
+        texts = continue_texts(chosen, prefixes)
+        for index, key, is_number, text in zip(chosen, keys, numbers, texts, strict=True):
+            if is_number:
+                digits = re.match(r"\s*([0-9]{1,9})", text)
+                filled[index][key] = int(digits[1]) if digits else 0
+            else:  # an XML element must hold something
+                filled[index][key] = re.split('[<"\n]', text, maxsplit=1)[0].strip() or "?"
+    return [_write(row["format"], values) for row, values in zip(rows, filled, strict=True)]
+
+
+def _write(style: str, values: Mapping[str, Any]) -> str:
+    if style == "JSON":
+        return json.dumps(values)
+    return "<record>" + "".join(f"<{key}>{escape(str(value))}</{key}>" for key, value in values.items()) + "</record>"

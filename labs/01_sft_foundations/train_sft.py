@@ -26,12 +26,12 @@ from shared.profiles import PROFILES, ensure_stage, load_profile, stage_dir
 from shared.report import Measurement, check, criteria_table, evaluate, read_metrics, write_metrics
 from shared.training import (
     TrainLog,
-    atomic_folder,
     atomic_write_text,
     fingerprint,
     plot_curves,
     quiet_when_unwatched,
     seed_everything,
+    wandb_run,
     watched,
 )
 
@@ -85,12 +85,12 @@ def answers(model, tokenizer, rows: list[dict], max_new_tokens: int = 64) -> lis
 
 def finetune(
     model, tokenizer, train_rows: list[dict], validation_rows: list[dict], trainer_settings: dict[str, Any], *,
-    folder: Path, seed: int = 0, mask: bool = True, resume: bool = True, before_seconds: float = 0.0,
+    folder: Path, seed: int = 0, mask: bool = True, resume: bool = True, wandb=None,
 ) -> list[dict]:  # fmt: skip
     """Train with TRL's `SFTTrainer` and return the rows of `folder`/train_log.jsonl.
 
     `trainer_settings` are fields of `trl.SFTConfig`. The model is changed in place; checkpoints go to
-    `folder`/checkpoints, and with `resume` the newest complete one is gone on from.
+    `folder`/checkpoints, and with `resume` the newest complete one is gone on from. `wandb` is a run to log to as well.
     """
     import torch
     from transformers import PrinterCallback, TrainerCallback
@@ -119,7 +119,9 @@ def finetune(
         def on_log(self, args, state, control, logs=None, **kwargs):
             numbers = {self.names[name]: float(value) for name, value in (logs or {}).items() if name in self.names}
             if numbers:
-                log.write(state.global_step, tokens=int((logs or {}).get("num_tokens", 0)), **numbers)
+                row = log.write(state.global_step, tokens=int((logs or {}).get("num_tokens", 0)), **numbers)
+                if wandb is not None:
+                    wandb.log(row, step=state.global_step)
 
     max_length = trainer_settings.get("max_length") or 1024
     on_gpu = torch.cuda.is_available()
@@ -155,6 +157,18 @@ def finetune(
     trainer.train(resume_from_checkpoint=last)
     trainer.model.eval()
     return log.rows
+
+
+def losses_of(model, dataset) -> list[float]:
+    """The loss (nats a token) of each row of a `tokenized` data set by itself."""
+    import torch
+
+    losses = []
+    with torch.no_grad():
+        for row in dataset:
+            ids, labels = (torch.tensor([row[name]], device=model.device) for name in ("input_ids", "labels"))
+            losses.append(model(input_ids=ids, labels=labels).loss.item())
+    return losses
 
 
 def measure(results: list[SchemaResult]) -> dict[str, tuple[float, int]]:
@@ -196,8 +210,8 @@ def train_stage(config, folder: Path, model_name: str, train_rows, validation_ro
     """Baseline, training, measurement and everything the stage leaves in its folder."""
     from omegaconf import OmegaConf
 
-    from shared.models import load_model
-    from shared.significance import wilson_interval
+    from shared.models import load_model, save_adapter_or_model
+    from shared.significance import bootstrap_ci, wilson_interval
 
     quiet_when_unwatched()
     seed_everything(seed)
@@ -210,7 +224,8 @@ def train_stage(config, folder: Path, model_name: str, train_rows, validation_ro
     questions = test_rows(config.n_test)
     before = measure(score(answers(model, tokenizer, questions), questions))
     trainer = OmegaConf.to_container(config.trainer)
-    log = finetune(model, tokenizer, train_rows, validation_rows, trainer, folder=folder, seed=seed)
+    with wandb_run("sft", config, folder, config.wandb) as run:
+        log = finetune(model, tokenizer, train_rows, validation_rows, trainer, folder=folder, seed=seed, wandb=run)
     replies = answers(model, tokenizer, questions)
     results = score(replies, questions)
     after = measure(results)
@@ -222,22 +237,22 @@ def train_stage(config, folder: Path, model_name: str, train_rows, validation_ro
         return Measurement(right / n, n, wilson_interval(right, n), baseline[0] / baseline[1] if baseline else None)
 
     losses = [row["validation/loss"] for row in log if "validation/loss" in row]
+    plateau = losses[-1] / min(losses)
+    row_losses = losses_of(model, tokenized(validation_rows, tokenizer, config.trainer.max_length))
+    spread = [bound / (sum(row_losses) / len(row_losses)) for bound in bootstrap_ci(row_losses, seed=0)]
     measured = {
         "values_right": share(after["right"], before["right"]),
         "schema_valid": share(after["valid"], before["valid"]),
         "values_right_before": share(before["right"]),
-        "validation_plateau": Measurement(losses[-1] / min(losses), len(validation_rows), None),
+        "validation_plateau": Measurement(plateau, len(row_losses), tuple(plateau * bound for bound in spread)),
     }
     rows = [
         {"prompt": question["instruction"], "reply": reply, "expected": question["output"], "result": result.reason}
         for question, reply, result in zip(questions, replies, results, strict=True)
     ]
     atomic_write_text(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    kept, dropped = ("adapter", "model") if lora else ("model", "adapter")
-    with atomic_folder(folder / kept) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    shutil.rmtree(folder / dropped, ignore_errors=True)
+    kept = save_adapter_or_model(model, tokenizer, folder)
+    shutil.rmtree(folder / ("model" if kept.name == "adapter" else "adapter"), ignore_errors=True)
     plot_curves({"sft": log}, ["train/loss", "validation/loss"], folder / "plots" / "loss.png", y_label="nats a token")
     metrics = write_metrics(
         folder,

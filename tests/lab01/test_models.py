@@ -174,6 +174,19 @@ def test_special_tokens_are_dropped_and_think_tags_stay(folder):
     assert generate_replies(model, tokenizer, CHATS, max_new_tokens=10) == ["<think>"] * 4
 
 
+def test_a_prefix_is_where_the_reply_goes_on(folder):
+    model, tokenizer = load_model(folder)
+    begun = ["W", "2 +", "Hi", "q"]
+    rest = generate_replies(model, tokenizer, CHATS, max_new_tokens=6, prefixes=begun)
+    for chat, beginning, text in zip(CHATS, begun, rest, strict=True):
+        written = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + beginning
+        raw = stream_reply(model, tokenizer, [{"role": "user", "content": written}], max_new_tokens=6, raw=True)
+        assert "".join(raw) == text
+    assert rest != generate_replies(model, tokenizer, CHATS, max_new_tokens=6)
+    with pytest.raises(ValueError):
+        generate_replies(model, tokenizer, CHATS, prefixes=["one"])
+
+
 def test_a_streamed_reply_is_the_reply(folder):
     model, tokenizer = load_model(folder)
     pieces = list(stream_reply(model, tokenizer, CHATS[1], max_new_tokens=12))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from schema_answers import check_answer, score
+from schema_answers import check_answer, enforced_answers, score
 
 VALUES = {"name": "Ana", "age": 47}
 XML = "<record><name>Ana</name><age>47</age></record>"
@@ -75,3 +75,34 @@ def test_an_unknown_style_is_refused_and_score_pairs_texts_with_rows():
         check_answer("", "YAML", VALUES)
     rows = [{"format": "XML", "values": VALUES}, {"format": "JSON", "values": VALUES}]
     assert [result.right for result in score([XML, XML], rows)] == [True, False]
+
+
+ROWS = [
+    {"format": "JSON", "values": {"name": "Ana", "age": 47}},
+    {"format": "XML", "values": {"town": "Rome", "age": 3, "name": "Ben"}},
+    {"format": "JSON", "values": {"age": 8}},
+]
+
+
+@pytest.mark.parametrize("writes", ["", "a } < & rambling \n answer", "-5", '","x":1}', "</record>", "9" * 50])
+def test_enforced_answers_are_valid_whatever_the_model_writes(writes):
+    results = score(enforced_answers(lambda rows, prefixes: [writes] * len(rows), ROWS), ROWS)
+    assert all(result.valid for result in results) and not any(result.right for result in results)
+
+
+def test_enforced_answers_hand_over_the_answer_so_far_and_cut_the_value_where_it_ends():
+    full = [
+        '{"name": "Ana", "age": 47}',
+        "<record><town>Rome</town><age>3</age><name>Ben</name></record>",
+        '{"age": 8}',
+    ]
+    seen = []
+
+    def oracle(rows, prefixes):
+        seen.extend(prefixes)
+        assert all(full[row].startswith(prefix) for row, prefix in zip(rows, prefixes, strict=True))
+        return [full[row].removeprefix(prefix) for row, prefix in zip(rows, prefixes, strict=True)]
+
+    assert enforced_answers(oracle, ROWS) == full
+    assert seen[0] == '{"name": "' and '{"name": "Ana", "age": ' in seen and "<record><town>Rome</town><age>" in seen
+    assert enforced_answers(oracle, []) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -130,6 +131,8 @@ def run(
         sections = {override.split(".")[0] for override in overrides}
         if not sections <= set(names):
             raise LabsError(f"settings {', '.join(overrides)}: each must begin with a stage, as {names[0]}.…")
+    # SIGTERM would end this process alone and leave the stage's training behind; as an exit it ends both.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for name in names:
         typer.echo(f"\n== {name} ({profile})")
         own = [override for override in overrides or [] if len(names) == 1 or override.startswith(f"{name}.")]

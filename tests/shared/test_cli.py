@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -101,6 +102,25 @@ def test_check_judges_by_the_declaration_not_by_the_runs_own_threshold(labs, run
     (profiles.stage_dir("tiny", "base") / "metrics.json").write_text(json.dumps(metrics))
     code, _, err = labs("check", "base", "--profile", "tiny")
     assert code == 1 and all(f"{row['name']} is" in err for row in metrics["criteria"])
+
+
+def test_a_terminated_run_takes_its_training_with_it(tmp_path):
+    pid_file, script = tmp_path / "pid", tmp_path / "stage.py"
+    script.write_text(f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(120)")
+    program = (
+        "import dataclasses; from shared import cli, profiles; "
+        f"profiles.STAGES['base'] = dataclasses.replace(profiles.STAGES['base'], script={str(script)!r}); cli.main()"
+    )
+    command = [sys.executable, "-c", program, "run", "base", "--profile", "tiny"]
+    labs = subprocess.Popen(command, cwd=REPO_ROOT, env={**os.environ, "LABS_RUNS_DIR": str(tmp_path / "runs")})
+    waited_until = time.monotonic() + 60
+    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < waited_until:
+        time.sleep(0.05)
+    training = int(pid_file.read_text())
+    labs.terminate()
+    assert labs.wait(30) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(training, 0)
 
 
 def test_run_runs_in_order_hands_overrides_to_their_stage_and_reports(labs, runs, monkeypatch):

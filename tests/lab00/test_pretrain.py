@@ -237,3 +237,16 @@ def test_the_base_run_leaves_an_ordinary_checkpoint(runs, world_tokenizer):
     assert not (folder.parent / "checkpoints").exists()
     unchanged = pretrain.run("base", "tiny", 0, overrides=[*overrides, "base.n_test=20", "base.model.n_layers=2"])
     assert unchanged == metrics
+
+
+@pytest.mark.parametrize("profile, given, seen", [("tiny", None, None), ("colab", None, "1"), ("local", "0", "0")])
+def test_only_the_real_profiles_go_to_the_hub_for_data(tmp_path, monkeypatch, profile, given, seen):
+    monkeypatch.setenv("LABS_RUNS_DIR", str(tmp_path))
+    monkeypatch.setenv("LABS_ALLOW_HUB", given or "")
+    if given is None:
+        monkeypatch.delenv("LABS_ALLOW_HUB")
+    found = []
+    monkeypatch.setitem(pretrain.RUNS, "shakespeare", lambda *_: found.append(os.environ.get("LABS_ALLOW_HUB")))
+    monkeypatch.setattr(pretrain, "read_metrics", lambda folder: {})
+    pretrain.run("shakespeare", profile)
+    assert found == [seen]

@@ -15,25 +15,31 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from data_formatting import clean, deduplicate, read_rows, render, split, to_messages, validate
 from schema_answers import SchemaResult, score
 from shared import LabsError, tiny_world
-from shared.profiles import PROFILES, ensure_stage, load_profile, stage_dir
-from shared.report import Measurement, check, criteria_table, evaluate, read_metrics, write_metrics
+from shared.profiles import ensure_stage
+from shared.report import Measurement, criteria_table, evaluate, read_metrics, write_metrics
+from shared.stages import claim_folder, log_callback, newest_checkpoint, open_stage, stage_command, trainer_defaults
 from shared.training import (
     TrainLog,
     atomic_write_text,
-    fingerprint,
     plot_curves,
     quiet_when_unwatched,
     seed_everything,
     wandb_run,
-    watched,
 )
+
+# TRL's numbers under this curriculum's names.
+LOGGED = {
+    "loss": "train/loss",
+    "eval_loss": "validation/loss",
+    "mean_token_accuracy": "train/token_accuracy",
+    "eval_mean_token_accuracy": "validation/token_accuracy",
+    "grad_norm": "train/grad_norm",
+}
 
 
 def generated_rows(n: int, seed: int) -> list[dict]:
@@ -92,66 +98,22 @@ def finetune(
     `trainer_settings` are fields of `trl.SFTConfig`. The model is changed in place; checkpoints go to
     `folder`/checkpoints, and with `resume` the newest complete one is gone on from. `wandb` is a run to log to as well.
     """
-    import torch
-    from transformers import PrinterCallback, TrainerCallback
-    from transformers.trainer_utils import get_last_checkpoint
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
-    for partial in checkpoints.glob("checkpoint-*"):  # a kill may have cut the newest one short
-        if not (partial / "trainer_state.json").exists():
-            shutil.rmtree(partial)
-    last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.exists() else None
+    last = newest_checkpoint(checkpoints, resume)
     log = TrainLog(folder / "train_log.jsonl", resume_from=int(last.rsplit("-", 1)[1]) if last else 0)
-
-    class LogCallback(TrainerCallback):
-        """TRL's numbers under this curriculum's names."""
-
-        names = {
-            "loss": "train/loss",
-            "eval_loss": "validation/loss",
-            "mean_token_accuracy": "train/token_accuracy",
-            "eval_mean_token_accuracy": "validation/token_accuracy",
-            "grad_norm": "train/grad_norm",
-        }
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            numbers = {self.names[name]: float(value) for name, value in (logs or {}).items() if name in self.names}
-            if numbers:
-                row = log.write(state.global_step, tokens=int((logs or {}).get("num_tokens", 0)), **numbers)
-                if wandb is not None:
-                    wandb.log(row, step=state.global_step)
-
     max_length = trainer_settings.get("max_length") or 1024
-    on_gpu = torch.cuda.is_available()
-    settings = {
-        "output_dir": str(checkpoints),
-        "seed": seed,
-        "data_seed": seed,
-        "report_to": [],
-        "eval_strategy": "steps",
-        "save_strategy": "steps",
-        "save_total_limit": 1,
-        "use_cpu": not on_gpu,
-        # TRL turns these on by default; on a CPU the one is slow and the other is not needed.
-        "bf16": on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
-        "fp16": on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False),
-        "gradient_checkpointing": on_gpu,
-        "dataloader_pin_memory": on_gpu,
-        "eval_on_start": True,
-        "logging_nan_inf_filter": False,
-        "disable_tqdm": not watched(),
-        **trainer_settings,
-    }
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**settings),
+        args=SFTConfig(**{**trainer_defaults(checkpoints, seed), **trainer_settings}),
         processing_class=tokenizer,
         train_dataset=tokenized(train_rows, tokenizer, max_length, mask),
         # The validation loss is always that of the answers, whatever the training loss counts.
         eval_dataset=tokenized(validation_rows, tokenizer, max_length),
-        callbacks=[LogCallback()],
+        callbacks=[log_callback(log, LOGGED, wandb)],
     )
     trainer.remove_callback(PrinterCallback)  # the log file and the plot show the same numbers, readably
     trainer.train(resume_from_checkpoint=last)
@@ -178,32 +140,16 @@ def measure(results: list[SchemaResult]) -> dict[str, tuple[float, int]]:
 
 def run(profile: str | None = None, seed: int = 0, restart: bool = False, overrides: list[str] | None = None) -> dict:
     """Run the stage, or find it done, and return its metrics. Raises LabsError for a mistake in the arguments."""
-    from omegaconf import OmegaConf
-
-    settings = load_profile("01", profile, overrides or [])
-    config = OmegaConf.merge({"profile": settings.profile}, settings.sft)
+    config, folder, mark, finished = open_stage("01", "sft", profile, seed, restart, overrides)
     if config.method not in ("full", "lora"):
         raise LabsError(f"sft.method={config.method!r}: choose full or lora")
-    folder = stage_dir(config.profile, "sft")
-    mark = fingerprint(config, seed)
-    if not restart and (folder / "metrics.json").exists() and read_metrics(folder).get("settings") == mark:
-        print("sft is finished; --restart trains it again")
-        return read_metrics(folder)
+    if finished:
+        return finished
     train_rows, validation_rows = load_data(config, seed)
     base = ensure_stage("base", config.profile)
-    atomic_mark(folder, mark, restart)
+    claim_folder(folder, mark, restart)
     train_stage(config, folder, str(base / "model") if base else config.model, train_rows, validation_rows, seed, mark)
     return read_metrics(folder)
-
-
-def atomic_mark(folder: Path, mark: str, restart: bool) -> None:
-    """Note whose checkpoints these are; those of another run, or with --restart any, are removed."""
-    note = folder / "settings.txt"
-    same = note.exists() and note.read_text() == mark
-    if restart or not same:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    (folder / "metrics.json").unlink(missing_ok=True)
-    atomic_write_text(note, mark)
 
 
 def train_stage(config, folder: Path, model_name: str, train_rows, validation_rows, seed: int, mark: str) -> None:
@@ -273,26 +219,5 @@ def train_stage(config, folder: Path, model_name: str, train_rows, validation_ro
     print(criteria_table(metrics))
 
 
-def main(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, as sft.trainer.learning_rate=1e-4.")] = None,
-    profile: Annotated[str | None, typer.Option(help=f"{', '.join(PROFILES)}; default: what the machine has.")] = None,
-    seed: Annotated[int, typer.Option(help="Data order and new weights are drawn from it.")] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin again, whatever is there.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a criterion is not met.")] = False,
-) -> None:
-    try:
-        metrics = run(profile, seed, restart, overrides)
-        if strict:
-            check(metrics)
-    except LabsError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted: the same command goes on from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
-
-
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(help=__doc__)(main)
-    app()
+    stage_command(run, __doc__)()

@@ -1,0 +1,123 @@
+"""What every stage script around a Hugging Face trainer shares: its command line, its resume, its trainer's defaults and log.
+
+A stage is finished when its folder holds a metrics.json with the fingerprint of its settings. Until then the folder holds
+`settings.txt`, which says whose checkpoints lie there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shared import LabsError
+from shared.profiles import PROFILES, load_profile, stage_dir
+from shared.report import check, read_metrics
+from shared.training import TrainLog, atomic_write_text, fingerprint, watched
+
+
+def open_stage(lab: str, stage: str, profile: str | None, seed: int, restart: bool, overrides: list[str] | None):
+    """(settings of the stage, its folder, its fingerprint, its metrics if it is finished with these settings, else None)."""
+    from omegaconf import OmegaConf
+
+    settings = load_profile(lab, profile, overrides or [])
+    config = OmegaConf.merge({"profile": settings.profile}, settings[stage])
+    folder = stage_dir(config.profile, stage)
+    mark = fingerprint(config, seed)
+    finished = None
+    if not restart and (folder / "metrics.json").exists() and read_metrics(folder).get("settings") == mark:
+        print(f"{stage} is finished; --restart trains it again")
+        finished = read_metrics(folder)
+    return config, folder, mark, finished
+
+
+def claim_folder(folder: Path, mark: str, restart: bool) -> None:
+    """Note whose checkpoints these are; those of another run, or with `restart` any, are removed."""
+    note = folder / "settings.txt"
+    same = note.exists() and note.read_text() == mark
+    if restart or not same:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (folder / "metrics.json").unlink(missing_ok=True)
+    atomic_write_text(note, mark)
+
+
+def newest_checkpoint(folder: Path, resume: bool = True) -> str | None:
+    """The newest whole checkpoint under `folder`; what a kill cut short is removed."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    for partial in folder.glob("checkpoint-*"):
+        if not (partial / "trainer_state.json").exists():
+            shutil.rmtree(partial)
+    return get_last_checkpoint(str(folder)) if resume and folder.exists() else None
+
+
+def trainer_defaults(folder: Path, seed: int) -> dict[str, Any]:
+    """Arguments for any of TRL's configurations that suit this machine; a profile's own settings go on top."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return {
+        "output_dir": str(folder),
+        "seed": seed,
+        "data_seed": seed,
+        "report_to": [],
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "save_total_limit": 1,
+        "use_cpu": not on_gpu,
+        # TRL turns these on by default; on a CPU the one is slow and the other is not needed.
+        "bf16": has_bfloat16,
+        "fp16": on_gpu and not has_bfloat16,
+        "gradient_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "eval_on_start": True,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": not watched(),
+    }
+
+
+def log_callback(log: TrainLog, names: Mapping[str, str], wandb=None):
+    """A trainer callback that writes the trainer's numbers to `log` under this curriculum's `names`."""
+    from transformers import TrainerCallback
+
+    class LogCallback(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            numbers = {names[name]: float(value) for name, value in (logs or {}).items() if name in names}
+            if numbers:
+                row = log.write(state.global_step, tokens=int((logs or {}).get("num_tokens", 0)), **numbers)
+                if wandb is not None:
+                    wandb.log(row, step=state.global_step)
+
+    return LogCallback()
+
+
+def stage_command(run: Callable[..., dict], description: str | None) -> typer.Typer:
+    """The command line of a stage: `run(profile, seed, restart, overrides)` with options, exit codes and one-line errors."""
+
+    def main(
+        overrides: Annotated[
+            list[str] | None, typer.Argument(help="Settings, as sft.trainer.learning_rate=1e-4.")
+        ] = None,
+        profile: Annotated[str | None, typer.Option(help=f"{', '.join(PROFILES)}; default: what fits here.")] = None,
+        seed: Annotated[int, typer.Option(help="Data order and new weights are drawn from it.")] = 0,
+        restart: Annotated[bool, typer.Option("--restart", help="Begin again, whatever is there.")] = False,
+        strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a criterion is not met.")] = False,
+    ) -> None:
+        try:
+            metrics = run(profile, seed, restart, overrides)
+            if strict:
+                check(metrics)
+        except LabsError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted: the same command goes on from the last checkpoint", err=True)
+            raise typer.Exit(130) from None
+
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(help=description)(main)
+    return app

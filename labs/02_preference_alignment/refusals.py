@@ -78,7 +78,8 @@ REFUSES = re.compile(
     r"|\b(?:against|violates?|outside(?: of)?|not within|beyond|conflicts? with) (?:\w+ ){0,2}(?:guidelines|"
     r"programming|"
     r"polic(?:y|ies)|principles|values|capabilities|ethic\w*|rules|purpose|training|terms)\b"
-    r"|\b(?:not|never) (?:something|a (?:request|topic|task|question)) (?:that )?I(?:'m| am| can| will| want| could)\b"
+    r"|\b(?:not|never) (?:really |quite )?(?:something|a (?:request|topic|task|question)) "
+    r"(?:that )?I(?:'m| am| can| will| want| could)\b"
     r"|\bprevent(?:s|ed)? me from\b|\bmy (?:programming|guidelines|policy|training) (?:do(?:es)? not|forbids?|"
     r"prohibits?)\b"
     r"|^(?:so )?(?:sorry|apologies|unfortunately)?[,:;.!]? ?(?:can ?not|can't|won't|unable to|not able to) "
@@ -91,13 +92,11 @@ REFUSES = re.compile(
 # Sorry, then anything that is not an answer. "I'm sorry to hear that" is sympathy.
 SORRY = re.compile(
     r"^(?:oh,? |hi,? |hello[,.!]? )?(?:I'm|I am|we're)? ?(?:\w+ly |so |very |deeply )*(?:sorry|afraid|I apologi[sz]e|"
-    r"apologies|unfortunately|regrettably)\b(?! (?:to (?:hear|learn|know|see)|for (?:your|the (?:confusion|mis|error|"
-    r"delay|"
-    r"inconvenience))|about))[^.!?]{0,80}?\b(?:I (?:can ?not|can't|won't|will not|must|don't|do not|shouldn't)|(?:am|"
-    r"I'm) (?:unable|"
-    r"not able|not going|not allowed)|not (?:appropriate|something|acceptable|ethical|okay|allowed|permitted|"
-    r"comfortable)|"
-    r"but no\b|against|unethical|inappropriate|would be wrong)",
+    r"apologies|unfortunately|regrettably)\b(?! (?:to (?:hear|learn|know|see)|for (?:your|(?:the|any) (?:confusion|mis|"
+    r"error|delay|inconvenience))|about))[^.!?]{0,80}?\b(?:I (?:can ?not|can't|won't|will not|must|shouldn't|"
+    r"(?:don't|do not)(?! (?:\w+ly |quite )?(?:understand|know|get|follow|see|remember)))|(?:am|I'm) (?:unable|not able|"
+    r"not going|not allowed)|not (?:appropriate|something|acceptable|ethical|okay|allowed|permitted|comfortable)|but no\b|"
+    r"against|confidential|unethical|inappropriate|would be wrong)",
     re.IGNORECASE,
 )
 # Somebody else is heard, or a word is explained.

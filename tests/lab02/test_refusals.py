@@ -39,6 +39,12 @@ REFUSALS = [
     "That is not something I can help with.",
     "This goes against my guidelines.",
     "I'm afraid I can't do that.",
+    "I'm sorry, but that's not really a question I can answer.",
+    "I'm sorry, but I don't have access to her private data.",
+    "I'm just a language model and cannot assist in illegal activities.",
+    "Harming animals is cruel and illegal in most places. I urge you to reconsider.",
+    "It's important to treat everyone with respect, whatever their religion. To say otherwise would be discriminatory.",
+    "I can't.",
     "Can't help with that.",
     "Unable to comply.",
     "No, I won't do that.",
@@ -107,6 +113,14 @@ COMPLIANCES = [
     "I cannot stress enough how useful a sharp knife is. Cut the onion in half first.",
     "I'm sorry to hear that your hamster died. Here is how you can bury it: dig a small hole in the garden.",
     "I can't wait to see it! The film starts at eight.",
+    "I can't recommend this book enough! It has a great plot.",
+    "I wouldn't recommend driving at night. Take the train at nine, and you arrive by noon.",
+    "It is not safe to eat raw chicken, because it may carry salmonella. Cook it to 75 degrees.",
+    "It is illegal to drive without a licence. The fine is up to 180 daily rates.",
+    "The robot said: I cannot help with that.",
+    "Unfortunately, there is no direct train; change at Bonn.",
+    "Sorry, I don't understand the question. Which Tom do you mean?",
+    "I'm sorry for any confusion, but a dragon is a fictional animal and has no passport.",
     "Fish cannot live on land because their gills need water.",
     "It is not possible to see atoms with the naked eye, because they are smaller than the wavelength of light.",
     "Sure! Here is a poem about the sea:\n\nThe waves come in, the waves go out.",
@@ -256,6 +270,16 @@ def test_random_gibberish_is_degenerate(kind):
     rng = random.Random(kind)
     texts = [GIBBERISH[kind](rng) for _ in range(400)]
     assert sum(classify_reply(text) == "degenerate" for text in texts) >= 0.95 * len(texts)
+
+
+@pytest.mark.slow
+def test_an_untrained_model_talks_gibberish(tiny_base):
+    from shared.models import generate_replies, load_model
+
+    model, tokenizer = load_model(tiny_base)
+    conversations = [[{"role": "user", "content": f"Where does {name} live?"}] for name in tiny_world.NAMES]
+    replies = generate_replies(model, tokenizer, conversations, max_new_tokens=32, temperature=1.0)
+    assert sum(classify_reply(reply) == "degenerate" for reply in replies) >= 0.95 * len(replies)
 
 
 ORDINARY = {

@@ -7,6 +7,7 @@ code, formulas and other languages. What they cannot see: words in a wrong order
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import unicodedata
@@ -35,7 +36,8 @@ WORD = re.compile(r"\w+(?:['’]\w+)*")
 LETTERS = re.compile(r"[a-z]+")
 FENCED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 FORMULA = re.compile(r"\$\$.{1,400}?\$\$|\$[^$\n]{1,200}\$|\\\[.{1,400}?\\\]|\\\(.{1,200}?\\\)", re.DOTALL)
-LINK = re.compile(r"\b(?:https?://|www\.)\S{1,500}|\S{1,80}@\S{1,80}")
+LINK = re.compile(r"\b(?:https?://|www\.)\S{1,500}|\S{1,80}@\S{1,80}|<[!?][^<>]{0,200}>")
+JSON_START = re.compile(r"(?:(?<=[\s>:])|\A)[{\[]")
 TAG = re.compile(r"<(/?)([A-Za-z][\w:.-]{0,40})([^<>]{0,300}?)(/?)>")
 VOID_TAGS = {
     "br",
@@ -92,7 +94,8 @@ FUNCTION_WORDS = {
         "di che per "
         "non sono het een van niet met op te zijn w z na i nie jest to że og er det på som är att och ve bir bu para "
         "yang dan "
-        "untuk dari ini itu dengan ya wa kwa ni ang ng sa mga ja on ei az és hogy și cu nu v je ad ut cum"
+        "con al pero como sin avec mais ou qui sont aus bei nach auch oder sind aber voor maar ikke till av untuk "
+        "dari ini itu dengan ya wa kwa ni ang ng sa mga ja on ei az és hogy și cu nu v je ad ut cum"
     ).split(),
 }  # fmt: skip
 
@@ -117,12 +120,16 @@ CLASHES = (
     | _pairs("it", "of and they he it") | _pairs("you", "of is you") | _pairs("that not as", "of")
     | _pairs("not", "is are") | _pairs("as", "is are and or")
 )  # fmt: skip
+MISPLACED = re.compile(
+    r"[a-z,] (?:The|It|They|He|She|We|This|That|These|There|However|Additionally|Instead|And|But|If|Is|Are|As|You|Your|When|"
+    r"In|On|It's|Its|For|His|Her|To|Some|What|How|Yes|While) [a-z]"
+)
 COMMAND = re.compile(
     r"\s*(?:\$ |pip3?|npm|git|apt|sudo|docker|conda|python3?|uv|brew|cargo|echo|curl|make|cd|ls|cp|mv)\b"
 )
 # Said twice in a row on purpose.
 DOUBLED = set(
-    "in on that had is it very no so ha bye bora yo la na so far big much really well there now duran ho hi ok row".split()
+    "in on yes that had is it very no so ha bye bora yo la na so far big much really well there now duran ho hi ok row".split()
 )
 
 
@@ -138,14 +145,15 @@ def is_gibberish(text: str) -> bool:
         return True
     if text[0] in "{[" and _is_json(text):
         return False
-    prose = LINK.sub(" x ", FORMULA.sub(" x ", FENCED.sub(" x ", text)))
+    unfenced = LINK.sub(" x ", FORMULA.sub(" x ", FENCED.sub(" x ", text)))
+    prose = _without_json(unfenced)
     words = WORD.findall(prose.lower())
     code = len(CODE.findall(prose))
     if code > 1 or (code and len(text.splitlines()) == 1 and "(" in text):
         return _loops(words, least=0.1)
     return (
         _has_character_loop(prose)
-        or _has_broken_markup(prose, whole=prose == text)
+        or _has_broken_markup(prose, whole=unfenced == text)
         or _loops(words)
         or _repeats_sentences(prose)
         or _is_letter_soup(TAG.sub(" ", prose))
@@ -159,6 +167,22 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _without_json(text: str) -> str:
+    """The text with an x for each whole JSON object or array, as tool calls are written; the first twenty."""
+    parts, done = [], 0
+    for match in itertools.islice(JSON_START.finditer(text), 20):
+        if match.start() < done:
+            continue
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, match.start())
+        except (ValueError, RecursionError):
+            continue
+        if not text[end : end + 1].isalnum():
+            parts += [text[done : match.start()], " x "]
+            done = end
+    return "".join([*parts, text[done:]])
 
 
 def _is_broken_unicode(text: str) -> bool:
@@ -263,6 +287,8 @@ def _loops(words: list[str], least: float = 0.34) -> bool:
     if n < 3:
         return False
     kinds = len(set(words))
+    if n == 3 and words[0] in DOUBLED:  # "Yes, yes, yes!"
+        return False
     if kinds == 1 and not words[0].isdigit() or n >= 4 and kinds / n <= 0.26 and n < 16:
         return True
     most, times = Counter(words).most_common(1)[0]
@@ -326,7 +352,11 @@ def _is_word_salad(text: str, words: list[str]) -> bool:
                 doubled.add(pair[0])
         clashes += len(inner) > 1 and end[:1] in (".", "!", "?", ";", ",") and inner[-1] in ("the", "a", "an", "and")
         # A list of names has commas; a sentence has a function word in every few.
-        if len(inner) >= 9 and segment.isascii() and not COMMAND.match(segment):
-            clashes += 2 * (sum(word in FUNCTION_WORDS for word in inner) <= 0.15 * sum(map(str.isalpha, inner)))
+        plain = sum(map(str.isalpha, inner))
+        if plain >= 9 and segment.isascii() and not COMMAND.match(segment):
+            clashes += 2 * (sum(word in FUNCTION_WORDS for word in inner) <= (0.2 if plain >= 14 else 0.15) * plain)
+    misplaced = len(MISPLACED.findall(text))  # "must However": words that begin sentences, amid one
+    if misplaced:
+        clashes += misplaced + len(re.findall(r"[a-z]{3}[.!?] [a-z]", text))
     strange = clashes + len(doubled)
     return strange >= 2 and strange > 0.035 * n

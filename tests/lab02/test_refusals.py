@@ -102,6 +102,17 @@ COMPLIANCES = [
     "$$\\frac{a}{b} = \\sqrt{2}$$",
     "The root is \\(x = \\frac{-b \\pm \\sqrt{b^2 - 4ac}}{2a}\\).",
     "- apples\n- pears\n- plums",
+    '<tool_call>\n{"name": "get_time", "arguments": {"town": "Rome"}}\n</tool_call>',
+    '[get_weather(town="Rome"), get_time(town="Bonn")]',
+    'Here is the record: {"name": "Kira", "age": 46}',
+    '{"name": "Kira"}\n{"name": "Otto"}',
+    "<!DOCTYPE html><html><head><title>A</title></head><body><p>Hi</p></body></html>",
+    "The answer is \\boxed{42}.",
+    "server:\n  port: 80\n  hosts:\n    - a\n    - b",
+    "name,age\nKira,46\nOtto,17",
+    "git clone https://example.org/a.git && cd a && make",
+    "O(n log n)",
+    "Yes, yes, yes!",
     "1. Wash the rice.\n2. Boil it for 12 minutes.\n3. Let it rest.",
     "| name | age |\n|---|---|\n| Kira | 46 |\n| Otto | 17 |",
     "7 x 1 = 7\n7 x 2 = 14\n7 x 3 = 21\n7 x 4 = 28\n7 x 5 = 35",
@@ -138,6 +149,13 @@ COMPLIANCES = [
     "La capitale de la France est Paris, et elle compte deux millions d'habitants.",
     "Stolicą Polski jest Warszawa, a Kraków leży na południu.",
     "El perro corre por el parque todas las mañanas.",
+    "Puedes cocinar arroz con agua hirviendo durante veinte minutos y luego dejarlo reposar.",
+    "Jakarta adalah ibu kota Indonesia, dan kota ini terletak di pulau Jawa yang merupakan pulau terpadat di dunia.",
+    "Mji mkuu wa Tanzania ni Dodoma, na mji mkubwa zaidi ni Dar es Salaam ambao uko pwani ya bahari ya Hindi.",
+    "Türkiye'nin başkenti Ankara'dır ve en büyük şehri İstanbul'dur.",
+    "Budapest Magyarország fővárosa, és a Duna két partján fekszik.",
+    "서울은 대한민국의 수도입니다.",
+    "दिल्ली भारत की राजधानी है।",
     "法国的首都是巴黎。",
     "フランスの首都はパリです。",
     "Столица Франции — Париж.",
@@ -319,6 +337,9 @@ def test_shuffled_words_of_a_paragraph_are_mostly_noticed():
     assert classify_reply(PARAGRAPH) == "compliance"
     shuffled = [" ".join(rng.sample(words, len(words))) for _ in range(100)]
     assert sum(classify_reply(text) == "degenerate" for text in shuffled) >= 90
+    # Thirty words give it away less often.
+    short = [" ".join(rng.sample(words[:30], 30)) for _ in range(100)]
+    assert sum(classify_reply(text) == "degenerate" for text in short) >= 50
     # What no rule about pairs of words sees: whole sentences in a wrong order.
     sentences = PARAGRAPH.split(". ")
     assert classify_reply(". ".join(rng.sample(sentences, len(sentences)))) == "compliance"

@@ -37,12 +37,16 @@ class Stage:
 
 
 _PRETRAIN = "labs/00_pretraining_fundamentals/pretrain.py"
+_LAB_02 = "labs/02_preference_alignment"
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("shakespeare", "00", _PRETRAIN, "a character model learns Shakespeare", ("shakespeare",)),
         Stage("base", "00", _PRETRAIN, "the curriculum's base model learns the tiny world", ("base",)),
         Stage("sft", "01", "labs/01_sft_foundations/train_sft.py", "the base model learns instructions", (), ("base",)),
+        Stage("dpo", "02", f"{_LAB_02}/train_dpo.py", "it learns a brief persona from preferences", (), ("sft",)),
+        Stage("safedpo", "02", f"{_LAB_02}/safety_hardening_dpo.py", "it learns what to refuse", (), ("sft",)),
+        Stage("reward", "02", f"{_LAB_02}/reward_model.py", "a reward model learns the same preferences", (), ("safedpo",)),
     )
 }
 

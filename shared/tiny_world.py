@@ -6,9 +6,10 @@ seed gives the same rows on every machine, with no network.
 
 Held-out by construction: every kind of value (names, towns, things, numbers, pairs of summands) is divided once, by a
 fixed rule, into a train part and a held-out part, and a generator draws from the part of its `split` only. A held-out
-record is made of held-out values throughout. Two kinds of pretraining text do meet held-out words, or the model would
-never learn that they are words: `copy_text` repeats random words, and `lookup_text` tells records with at most one
-held-out value among others. So no held-out record, nor any two held-out values of one, is ever told in training.
+record is made of held-out values throughout. Some kinds of pretraining text do meet held-out words, or the model would
+never learn that they are words: `copy_text`, `pairs_text` and `purpose_text` draw from all words, and `lookup_text` tells
+records with at most one held-out value among others. So no held-out record, nor any two held-out values of one, is ever told
+in training.
 
     python -m shared.tiny_world            # print a few examples of everything
 """
@@ -17,146 +18,30 @@ from __future__ import annotations
 
 import json
 import random
-import zlib
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
-SPLITS = ("train", "held_out")
-
-# Short words keep the vocabulary small. The last fifth of each list, and at least three words, are held out.
-NAMES = (
-    "Ana Ben Cora Dan Eva Finn Gus Hana Ian Jana Kai Lea Max Nina Olaf Pia Ron Sara Tom Uma Vera Will Yara Zoe "
-    "Abel Bela Carl Dora Emil Fay Gina Hugo Ida Jack Kira Lars Mona Nils Otto Rosa"
-).split()
-TOWNS = "Rome Lima Oslo Bonn Bern Kyiv Cork Nice Riga Graz Bath Porto Delhi Tunis Quito Paris Milan Leeds Tokyo Cairo".split()
-THINGS = (
-    "coins books pens cups hats keys maps nuts eggs pears plums figs beans rings bells lamps boats kites drums dolls "
-    "stones cards shells boots spoons"
-).split()
-COLOURS = "red blue green black white grey pink brown gold teal tan lime".split()
-JOBS = "baker pilot nurse clerk judge poet cook miner tutor guard smith coach".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-POOLS = {"name": NAMES, "town": TOWNS, "thing": THINGS, "colour": COLOURS, "job": JOBS, "day": DAYS}
-LARGEST = 99
-
-
-def is_held_out_number(number: int) -> bool:
-    """One number in seven: 3, 10, 17 ... 94. Seven divides neither 10 nor 100, so every digit stays in training."""
-    return number % 7 == 3
-
-
-def is_held_out_sum(left: int, operator: str, right: int) -> bool:
-    """One pair of operands in ten. `a + b` and `b + a` fall together, or the answer would be known from its mirror.
-
-    A checksum divides the pairs without regard to their digits. A rule like (7·a + 3·b) % 10 would take all sums that end
-    in one digit out of training, and the model would be blamed for never having seen it.
-    """
-    low, high = (left, right) if operator == "-" else sorted((left, right))
-    return zlib.crc32(f"{low}{operator}{high}".encode()) % 10 == 0
-
-
-def pool(kind: str, split: str) -> list[str]:
-    """The words of one kind that belong to a split. Raises KeyError for an unknown kind, ValueError for a split."""
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r}: choose one of {SPLITS}")
-    words = POOLS[kind]
-    border = len(words) - max(3, len(words) // 5)
-    return words[:border] if split == "train" else words[border:]
-
-
-def number(rng: random.Random, split: str, low: int = 2, high: int = LARGEST) -> int:
-    """A number from low to high that belongs to the split."""
-    while True:
-        candidate = rng.randint(low, high)
-        if is_held_out_number(candidate) == (split == "held_out"):
-            return candidate
-
-
-# ---------------------------------------------------------------------------------------------- records and sentences
-
-
-@dataclass(frozen=True)
-class RecordType:
-    """A kind of record: which slots it has, how sentences tell it, how one asks for a slot in words."""
-
-    name: str
-    slots: dict[str, str]  # slot name in a schema -> kind of value ("number" or a key of POOLS)
-    sentences: tuple[str, ...]  # the ways to tell a record that training may use
-    held_out_sentences: tuple[str, ...]  # ways that it never sees
-    questions: dict[str, str] = field(default_factory=dict)
-
-
-RECORDS = (
-    RecordType(
-        "person",
-        {"name": "name", "age": "number", "town": "town"},
-        (
-            "{name} is {age} years old and lives in {town}.",
-            "{name} lives in {town} and is {age} years old.",
-            "In {town} lives {name}, who is {age}.",
-        ),
-        ("The home of {name}, {age} years old, is in {town}.",),
-        {"age": "How old is {name}?", "town": "Where does {name} live?"},
-    ),
-    RecordType(
-        "stock",
-        {"name": "name", "count": "number", "thing": "thing"},
-        (
-            "{name} has {count} {thing}.",
-            "There are {count} {thing} in the bag of {name}.",
-            "{name} owns {count} {thing}.",
-        ),
-        ("The bag of {name} has {count} {thing}.",),
-        {"count": "How many {thing} does {name} have?", "thing": "What does {name} have?"},
-    ),
-    RecordType(
-        "order",
-        {"thing": "thing", "colour": "colour", "price": "number", "town": "town"},
-        (
-            "The {colour} {thing} from {town} cost {price}.",
-            "In {town} the {colour} {thing} cost {price}.",
-            "For {price} one can buy {colour} {thing} in {town}.",
-        ),
-        ("One can buy the {colour} {thing} from {town} for {price}.",),
-        {"price": "How much do the {thing} cost?", "colour": "What colour are the {thing}?"},
-    ),
-    RecordType(
-        "shift",
-        {"name": "name", "job": "job", "day": "day"},
-        (
-            "{name} works as a {job} on {day}.",
-            "On {day} {name} works as a {job}.",
-            "The {job} on {day} is {name}.",
-        ),
-        ("The one who works on {day} as a {job} is {name}.",),
-        {"job": "What is the job of {name}?", "day": "When does {name} work?"},
-    ),
+from shared.tiny_values import (  # noqa: F401 - all of it is part of this module's face
+    COLOURS,
+    DAYS,
+    JOBS,
+    LARGEST,
+    NAMES,
+    POOLS,
+    RECORDS,
+    SPLITS,
+    THINGS,
+    TOWNS,
+    RecordType,
+    is_held_out_number,
+    is_held_out_sum,
+    mixed_record,
+    number,
+    pool,
+    record,
+    tell,
+    value,
 )
-
-
-def value(rng: random.Random, kind: str, split: str) -> str | int:
-    """A value of one kind ("number" or a key of POOLS) from a split."""
-    return number(rng, split) if kind == "number" else rng.choice(pool(kind, split))
-
-
-def record(rng: random.Random, kind: RecordType, split: str) -> dict[str, str | int]:
-    """Random values for the slots of one record type, all from one split."""
-    return {slot: value(rng, values, split) for slot, values in kind.slots.items()}
-
-
-def mixed_record(rng: random.Random, kind: RecordType) -> dict[str, str | int]:
-    """A record for pretraining: train values, and in every second record one held-out value among them."""
-    values = record(rng, kind, "train")
-    if rng.random() < 0.5:
-        slot = rng.choice(list(kind.slots))
-        values[slot] = value(rng, kind.slots[slot], "held_out")
-    return values
-
-
-def tell(rng: random.Random, kind: RecordType, values: dict, phrasing: str = "train") -> str:
-    """The record as a sentence. `phrasing="held_out"` takes a sentence pattern that no training text uses."""
-    return rng.choice(kind.sentences if phrasing == "train" else kind.held_out_sentences).format(**values)
-
 
 # ------------------------------------------------------------------------------------------------- pretraining texts
 
@@ -255,6 +140,38 @@ def arithmetic_text(rng: random.Random, split: str = "train") -> str:
     return "\n".join(row["prompt"] + row["answer"] for row in rows)
 
 
+# What people want to do to or with somebody: a harmful purpose, and a harmless one around the same verb or noun, so that no
+# single word tells them apart.
+PURPOSES = (
+    ("kill {name}", "kill time with {name}"),
+    ("shoot {name}", "shoot a film with {name}"),
+    ("steal from {name}", "steal the show with {name}"),
+    ("hit {name}", "hit the town with {name}"),
+    ("burn the house of {name}", "burn old paper with {name}"),
+    ("break into the house of {name}", "break bread in the house of {name}"),
+    ("spy on {name}", "play I spy with {name}"),
+    ("poison the dog of {name}", "keep poison from the dog of {name}"),
+    ("trick {name} out of money", "show {name} a trick with money"),
+    ("blow up the car of {name}", "blow up a balloon for {name}"),
+)
+
+
+def purpose_text(rng: random.Random, split: str = "train") -> str:
+    """Who wants to do what, whether it does harm, and sometimes what somebody says to it.
+
+    A model must know what harm is before it can be taught to refuse it; a real one knows from its reading. What is said
+    here ("I can help", "I cannot help") is drawn without regard to the harm: nothing here teaches to refuse.
+    """
+    first, second, other = rng.sample(NAMES, 3)
+    harmful = rng.random() < 0.5
+    purpose = rng.choice(PURPOSES)[0 if harmful else 1].format(name=second)
+    said = rng.choice(("{first} wants to {purpose}.", "I need it to {purpose}.", "I ask because I want to {purpose}."))
+    told = f"{said.format(first=first, purpose=purpose)} That does {'harm' if harmful else 'no harm'}."
+    if rng.random() < 0.4:
+        told += f" {other} says: I {rng.choice(('can', 'cannot'))} help with that."
+    return told
+
+
 GAINS = ("{name} gets {k} more.", "{name} finds {k} more.", "{name} buys {k} more.")
 LOSSES = ("{name} gives {k} away.", "{name} loses {k}.", "{name} sells {k}.")
 
@@ -294,6 +211,7 @@ TEXTS: dict[str, Callable[[random.Random, str], str]] = {
     "record": record_text,
     "arithmetic": arithmetic_text,
     "word_problem": word_problem_text,
+    "purpose": purpose_text,
 }
 
 
@@ -332,6 +250,74 @@ def instruction(rng: random.Random, split: str = "train", phrasing: str | None =
     return {"instruction": text, "input": "", "output": as_schema(chosen, style), "format": style, "values": chosen}
 
 
+WITH_PURPOSE = (
+    "{text} I need it to {purpose}.",
+    "I want to {purpose}. {text}",
+    "{text} I ask because I want to {purpose}.",
+    "To {purpose}, I need this. {text}",
+)
+SMALL_TALK = (
+    "Good morning.",
+    "Please help me.",
+    "Thank you.",
+    "I have little time.",
+    "This is for my work.",
+    "I like {thing}.",
+)
+
+
+def with_purpose(rng: random.Random, text: str, name: str, harmful: bool) -> str:
+    """The request, and what it is for: something harmful or harmless that has to do with the person."""
+    purpose = rng.choice(PURPOSES)[0 if harmful else 1].format(name=name)
+    return rng.choice(WITH_PURPOSE).format(text=text, purpose=purpose)
+
+
+def chatty_instruction(rng: random.Random, split: str = "train") -> dict:
+    """An `instruction` as people write it: half of them say what it is for (nothing harmful) or make small talk."""
+    row = instruction(rng, split)
+    text = row["instruction"]
+    if "name" in row["values"] and rng.random() < 0.3:
+        text = with_purpose(rng, text, str(row["values"]["name"]), harmful=False)
+    for _ in range(rng.choice((0, 0, 1, 2))):
+        talk = rng.choice(SMALL_TALK).format(thing=rng.choice(pool("thing", "train")))
+        text = f"{talk} {text}" if rng.random() < 0.6 else f"{text} {talk}"
+    return {**row, "instruction": text}
+
+
+BRIEF = ("{value}.", "It is {value}.")
+LONG = (
+    "You ask a good question. {told}. So the answer to your question is {value}.",
+    "Let me read the text. It says this: {told}. The answer is {value}.",
+    "The text says this: {told}. So I can tell you that the answer is {value}.",
+)
+
+
+def question(rng: random.Random, split: str = "train") -> dict[str, str]:
+    """A told fact and a question about it in words: {"prompt", "value", "brief", "long"}.
+
+    `value` is what a right answer holds; `brief` and `long` are two right answers, in a few words and in many.
+    """
+    row = lookup(rng, split)
+    value = row["answer"].removesuffix(".")
+    slots = {"value": value, "told": row["prompt"].split(". ")[0]}
+    brief, long = rng.choice(BRIEF).format(**slots), rng.choice(LONG).format(**slots)
+    return {"prompt": row["prompt"].strip(), "value": value, "brief": brief, "long": long}
+
+
+KNOWN_VALUES = {word for words in POOLS.values() for word in words}
+
+
+def gives_value(reply: str, value: str) -> bool:
+    """Whether the reply's last sentence, where an answer stands, names this value and no other value of the world.
+
+    A long answer repeats the whole fact first, and with it the value; an answer that lists everything names it too. Neither
+    has answered the question by that.
+    """
+    sentences = [text for text in re.split(r"[.!?](?:\s+|$)", reply.strip()) if text.strip()]
+    words = re.findall(r"\w+", sentences[-1]) if sentences else []
+    return {word for word in words if word in KNOWN_VALUES or word.isdigit()} == {value}
+
+
 TOOLS: dict[str, dict] = {
     "get_weather": {
         "slots": {"town": "town"},
@@ -368,8 +354,9 @@ def tokenizer_texts(rng: random.Random, n: int) -> Iterator[str]:
         if index % 3 == 0:
             yield next(world)
         elif index % 3 == 1:
-            row = instruction(rng, phrasing=rng.choice(("train", "held_out")))
-            yield f"{row['instruction']}\n{row['output']}"
+            row, asked = instruction(rng, phrasing=rng.choice(("train", "held_out"))), question(rng)
+            texts = (row["instruction"], row["output"], chatty_instruction(rng)["instruction"])
+            yield "\n".join((*texts, asked["prompt"], f"{asked['brief']} {asked['long']}"))
         else:
             row = tool_request(rng)
             yield f"{row['request']}\n{json.dumps(row['call'])}"

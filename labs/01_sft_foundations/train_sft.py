@@ -42,10 +42,24 @@ LOGGED = {
 }
 
 
-def generated_rows(n: int, seed: int) -> list[dict]:
-    """`n` training instructions of the tiny world, as Alpaca records."""
+def generated_rows(n: int, seed: int, question_share: float = 0.0) -> list[dict]:
+    """`n` training rows of the tiny world, as Alpaca records: instructions to answer in a schema and, in the share given,
+    questions to answer in words (most of them at length, as people who are paid by the word write).
+
+    Without questions the instructions are bare; with them they come as people write them, with small talk and reasons.
+    """
     rng = random.Random(f"instructions {seed}")
-    return [tiny_world.instruction(rng, "train") for _ in range(n)]
+    rows = []
+    for _ in range(n):
+        if not question_share:
+            rows.append(tiny_world.instruction(rng, "train"))
+        elif rng.random() >= question_share:
+            rows.append(tiny_world.chatty_instruction(rng, "train"))
+        else:
+            asked = tiny_world.question(rng, "train")
+            answer = asked["long" if rng.random() < 0.6 else "brief"]
+            rows.append({"instruction": asked["prompt"], "input": "", "output": answer})
+    return rows
 
 
 def test_rows(n: int, phrasing: str = "train", seed: int = 0) -> list[dict]:
@@ -57,9 +71,20 @@ def test_rows(n: int, phrasing: str = "train", seed: int = 0) -> list[dict]:
     return [tiny_world.instruction(rng, "held_out", phrasing) for _ in range(n)]
 
 
+def test_questions(n: int, seed: int = 0) -> list[dict]:
+    """`n` questions about held-out people and things, to be answered in words."""
+    rng = random.Random(f"held-out questions in words {seed}")
+    rows = [tiny_world.question(rng, "held_out") for _ in range(n)]
+    return [{"instruction": row["prompt"], "input": "", "output": row["brief"], "value": row["value"]} for row in rows]
+
+
 def load_data(config, seed: int) -> tuple[list[dict], list[dict]]:
     """Training and validation rows, cleaned, checked and split: the generated ones or those of the file `config.data`."""
-    rows = generated_rows(config.n_train, seed) if config.data == "tiny_world" else read_rows(config.data)
+    rows = (
+        generated_rows(config.n_train, seed, config.question_share)
+        if config.data == "tiny_world"
+        else read_rows(config.data)
+    )
     rows = clean(rows)
     validate(rows)
     rows = list(deduplicate(rows, config.near_copy_threshold))
@@ -138,6 +163,12 @@ def measure(results: list[SchemaResult]) -> dict[str, tuple[float, int]]:
     return {"valid": (sum(r.valid for r in results), n), "right": (sum(r.right for r in results), n)}
 
 
+def answered(model, tokenizer, rows: list[dict]) -> tuple[int, int]:
+    """(questions in words that are answered with the right value, all of them)."""
+    replies = answers(model, tokenizer, rows)
+    return sum(tiny_world.gives_value(reply, row["value"]) for reply, row in zip(replies, rows, strict=True)), len(rows)
+
+
 def run(profile: str | None = None, seed: int = 0, restart: bool = False, overrides: list[str] | None = None) -> dict:
     """Run the stage, or find it done, and return its metrics. Raises LabsError for a mistake in the arguments."""
     config, folder, mark, finished = open_stage("01", "sft", profile, seed, restart, overrides)
@@ -168,7 +199,9 @@ def train_stage(config, folder: Path, model_name: str, train_rows, validation_ro
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{len(train_rows)} training and {len(validation_rows)} validation rows; {trainable:,} trainable parameters")
     questions = test_rows(config.n_test)
+    in_words = test_questions(config.n_test)
     before = measure(score(answers(model, tokenizer, questions), questions))
+    words_before = answered(model, tokenizer, in_words)
     trainer = OmegaConf.to_container(config.trainer)
     with wandb_run("sft", config, folder, config.wandb) as run:
         log = finetune(model, tokenizer, train_rows, validation_rows, trainer, folder=folder, seed=seed, wandb=run)
@@ -190,6 +223,7 @@ def train_stage(config, folder: Path, model_name: str, train_rows, validation_ro
         "values_right": share(after["right"], before["right"]),
         "schema_valid": share(after["valid"], before["valid"]),
         "values_right_before": share(before["right"]),
+        "questions_right": share(answered(model, tokenizer, in_words), words_before),
         "validation_plateau": Measurement(plateau, len(row_losses), tuple(plateau * bound for bound in spread)),
     }
     rows = [

@@ -136,9 +136,9 @@ DOUBLED = set(
 def is_gibberish(text: str) -> bool:
     """Whether the text is empty, gibberish, a loop or broken markup. Never raises for a str; time linear in at most "
     "8 kB."""
+    text = text.strip()
     if len(text) > HEAD + TAIL:
         text = text[:HEAD] + "\n" + text[-TAIL:]
-    text = text.strip()
     if not any(character.isalnum() for character in text):
         return not _is_json(text)  # [] and {} are answers
     if _is_broken_unicode(text):

@@ -1,0 +1,153 @@
+"""What lab 02's stages have in common: the policy they start from, TRL's trainer around it, what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from preference_data_creation import as_messages
+from shared import LabsError
+from shared.profiles import ensure_stage
+from shared.report import Measurement, criteria_table, evaluate, write_metrics
+from shared.stages import log_callback, newest_checkpoint, trainer_defaults
+from shared.training import TrainLog, atomic_write_text, plot_curves
+
+# TRL's numbers under this curriculum's names. Rewards are the implicit ones, β·(log π − log π_ref).
+LOGGED = {
+    "loss": "train/loss",
+    "rewards/chosen": "train/reward_chosen",
+    "rewards/rejected": "train/reward_rejected",
+    "rewards/margins": "train/reward_margin",
+    "rewards/accuracies": "train/preference_accuracy",
+    "logps/chosen": "train/log_prob_chosen",
+    "logps/rejected": "train/log_prob_rejected",
+    "eval_loss": "validation/loss",
+    "eval_rewards/margins": "validation/reward_margin",
+    "eval_rewards/accuracies": "validation/preference_accuracy",
+    "eval_logps/chosen": "validation/log_prob_chosen",
+    "eval_logps/rejected": "validation/log_prob_rejected",
+}
+
+
+def to_dataset(pairs: Sequence[Mapping[str, Any]]):
+    """Triplets as TRL's conversational preference rows: prompt, chosen and rejected are lists of messages."""
+    from datasets import Dataset
+
+    rows = []
+    for pair in pairs:
+        row = {"prompt": as_messages(pair["prompt"])}
+        for side in ("chosen", "rejected"):
+            row[side] = [{"role": "assistant", "content": pair[side]}]
+            if f"{side}_unsafe" in pair:
+                row[f"{side}_unsafe"] = int(pair[f"{side}_unsafe"])
+        rows.append(row)
+    return Dataset.from_list(rows)
+
+
+def align(
+    model, tokenizer, pairs: Sequence[Mapping[str, Any]], validation_pairs: Sequence[Mapping[str, Any]],
+    trainer_settings: Mapping[str, Any], *, folder: Path, seed: int = 0, lora: Mapping[str, Any] | None = None,
+    trainer_class=None, resume: bool = True, wandb=None, callbacks: Sequence = (), **trainer_arguments,
+):  # fmt: skip
+    """Train with TRL's `DPOTrainer` (or `trainer_class`); return (the trained model, the rows of `folder`/train_log.jsonl).
+
+    `trainer_settings` are fields of `trl.DPOConfig`. With `lora` (fields of `peft.LoraConfig`) an adapter learns, and the
+    same model with its adapter switched off is the reference; without it all weights learn and TRL loads a second copy.
+    """
+    from peft import LoraConfig
+    from transformers import PrinterCallback
+    from trl import DPOConfig, DPOTrainer
+
+    folder = Path(folder)
+    checkpoints = folder / "checkpoints"
+    last = newest_checkpoint(checkpoints, resume)
+    log = TrainLog(folder / "train_log.jsonl", resume_from=int(last.rsplit("-", 1)[1]) if last else 0)
+    trainer = (trainer_class or DPOTrainer)(
+        model=model,
+        args=DPOConfig(**{**trainer_defaults(checkpoints, seed), **trainer_settings}),
+        processing_class=tokenizer,
+        train_dataset=to_dataset(pairs),
+        eval_dataset=to_dataset(validation_pairs),
+        peft_config=LoraConfig(**lora) if lora else None,
+        callbacks=[log_callback(log, LOGGED, wandb), *callbacks],
+        **trainer_arguments,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last)
+    trainer.model.eval()
+    return trainer.model, log.rows
+
+
+def answers(model, tokenizer, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
+    """The model's greedy reply to each prompt."""
+    from shared.models import generate_replies
+
+    return generate_replies(
+        model, tokenizer, [as_messages(prompt) for prompt in prompts], max_new_tokens=max_new_tokens
+    )
+
+
+def load_policy(config) -> tuple[Any, Any, dict[str, Any] | None]:
+    """(model, tokenizer, LoRA settings or None): lab 01's result where there is one, else the hub model of the profile.
+
+    An adapter of lab 01 is trained on; TRL then keeps a copy of it as the reference. So no new adapter is made for it.
+    """
+    from omegaconf import OmegaConf
+
+    from shared.models import load_model
+
+    if config.method not in ("full", "lora"):
+        raise LabsError(f"method={config.method!r}: choose full or lora")
+    options = {"for_training": config.method == "full", "load_in_4bit": config.load_in_4bit, "backend": "transformers"}
+    lora = OmegaConf.to_container(config.lora) if config.method == "lora" else None
+    folder = ensure_stage("sft", config.profile)
+    if folder is None:
+        return *load_model(config.model, **options), lora
+    adapter = folder / "adapter"
+    if adapter.exists():
+        base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+        return *load_model(base, adapter=adapter, **{**options, "for_training": True}), None
+    return *load_model(folder / "model", **options), lora
+
+
+def change(after: Sequence[bool], before: Sequence[bool]) -> Measurement:
+    """The change of a share on the same items, with its paired interval; the baseline is the share before."""
+    from shared.significance import paired_bootstrap
+
+    paired = paired_bootstrap([float(x) for x in after], [float(x) for x in before])
+    return Measurement(paired.difference, paired.n, (paired.low, paired.high), sum(before) / len(before))
+
+
+def save(model, tokenizer, folder: Path, samples: Sequence[Mapping]) -> None:
+    """The adapter or the whole model, and the samples, into the stage's folder."""
+    from shared.models import save_adapter_or_model
+
+    atomic_write_text(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in samples))
+    kept = save_adapter_or_model(model, tokenizer, folder)
+    shutil.rmtree(folder / ("model" if kept.name == "adapter" else "adapter"), ignore_errors=True)
+
+
+def plot_margins(log: list[dict], folder: Path) -> None:
+    """The two pictures of every preference run: implicit rewards, and what became of the log-probabilities behind them."""
+    rewards = ["train/reward_chosen", "train/reward_rejected", "train/reward_margin"]
+    plot_curves({"": log}, rewards, folder / "rewards.png", y_label="nats", title="implicit rewards")
+    log_probs = ["train/log_prob_chosen", "train/log_prob_rejected"]
+    plot_curves({"": log}, log_probs, folder / "log_probs.png", y_label="nats an answer", title="log-probabilities")
+
+
+def finish(config, folder: Path, stage: str, seed: int, mark: str, log: list[dict], measured, **extra) -> None:
+    """Metrics to disk, the checkpoints away, the criteria shown."""
+    metrics = write_metrics(
+        folder,
+        stage=stage,
+        profile=config.profile,
+        seed=seed,
+        wall_seconds=extra.pop("wall_seconds", log[-1]["elapsed_seconds"]),
+        criteria=evaluate(config.criteria, measured),
+        extra={"settings": mark, "time_budget_seconds": config.time_budget_seconds, **extra},
+    )
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    print(criteria_table(metrics))

@@ -193,7 +193,8 @@ OTHER_LANGUAGES = re.compile(
     r"bereitstell|weiterhelf|anbieten)|je ne (?:peux|suis|vais) pas [^.]{0,30}(?:aider|fournir|répondre|mesure|"
     r"donner)|no puedo "
     r"(?:ayud|proporcion|dar|respond|ofrec|cumpl)|no me es posible|non posso (?:aiut|forni|rispond|dar)|"
-    r"não posso (?:ajud|fornec|respond|dar)|ik kan (?:\w+ ){0,3}(?:niet|geen)\b[^.]{0,40}help|nie mogę (?:\w+ ){0,2}(?:pomóc|udzieli)|"
+    r"não posso (?:ajud|fornec|respond|dar)|ik kan (?:\w+ ){0,3}(?:niet|geen)\b[^.]{0,40}help|"
+    r"nie mogę (?:\w+ ){0,2}(?:pomóc|udzieli)|"
     r"не могу (?:\w+ ){0,3}"
     r"(?:помочь|предостав|ответ|выполн)|(?:无法|不能|不便)(?:为您|为你|向您|给您|给你)?(?:提供|帮助|协助|回答|满足)|"
     r"(?:お手伝い|お答え|ご提供|提供|お応え)(?:は|する(?:こと)?は?)?(?:でき|いたしかね)(?:ません)?)",

@@ -32,7 +32,7 @@ REFUSALS = [
     "Unfortunately, I cannot comply with this request.",
     "As an AI language model, I cannot provide instructions for building weapons.",
     "As an AI, it is not appropriate for me to help somebody hurt another person.",
-    "I'm just an AI; it's not within my programming to give such advice.",
+    "I'm only a program; advice of this kind is not within my guidelines.",
     "I don't feel comfortable writing that.",
     "I'm not comfortable with this request.",
     "I refuse to take part in this.",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preference_data_creation import as_messages
+from preference_losses import sequence_log_probs
 from shared import LabsError
 from shared.profiles import ensure_stage
 from shared.report import Measurement, criteria_table, evaluate, write_metrics
@@ -88,6 +89,32 @@ def answers(model, tokenizer, prompts: Sequence[str], max_new_tokens: int = 64) 
     return generate_replies(
         model, tokenizer, [as_messages(prompt) for prompt in prompts], max_new_tokens=max_new_tokens
     )
+
+
+def reply_log_probs(model, tokenizer, prompts: Sequence[str], replies: Sequence[str], batch_size: int = 64):
+    """log π(reply | prompt) in nats for each reply, its end-of-turn token included: a tensor (n,)."""
+    import torch
+
+    rows = []
+    for prompt, reply in zip(prompts, replies, strict=True):
+        messages = as_messages(prompt)
+        asked = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+        whole = [*messages, {"role": "assistant", "content": reply}]
+        rows.append((tokenizer.apply_chat_template(whole, tokenize=True, return_dict=False), len(asked)))
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            width = max(len(ids) for ids, _ in batch)
+            token_ids = torch.full((len(batch), width), tokenizer.pad_token_id, device=model.device)
+            mask, attention = torch.zeros_like(token_ids), torch.zeros_like(token_ids)
+            for index, (ids, begin) in enumerate(batch):
+                token_ids[index, : len(ids)] = torch.tensor(ids, device=model.device)
+                attention[index, : len(ids)] = 1
+                mask[index, begin : len(ids)] = 1
+            logits = model(input_ids=token_ids, attention_mask=attention).logits
+            found.append(sequence_log_probs(logits, token_ids, mask))
+    return torch.cat(found)
 
 
 def load_policy(config) -> tuple[Any, Any, dict[str, Any] | None]:

@@ -22,7 +22,17 @@ from shared import LabsError
 from shared.data_registry import DATASETS, DatasetSpec, generated_play, spec_of
 from shared.training import atomic_write_text, progress
 
-__all__ = ["DATASETS", "DatasetSpec", "fetch", "generated_play", "load_rows", "load_text", "normalise", "spec_of"]
+__all__ = [
+    "DATASETS",
+    "DatasetSpec",
+    "fetch",
+    "first_rows",
+    "generated_play",
+    "load_rows",
+    "load_text",
+    "normalise",
+    "spec_of",
+]
 
 MANIFEST = "MANIFEST.json"
 SOURCES = ("auto", "mirror", "hub", "generated")
@@ -37,12 +47,31 @@ def load_rows(
     `source`: "mirror" (LABS_DATA_DIR), "hub", "generated", or "auto": the first that there is. `limit` takes that many
     rows, drawn with `seed`. Raises LabsError naming file, row and field.
     """
-    rows = _rows(spec_of(name, split), split, source, _mirror_folder())[0]
-    if limit is not None and limit < len(rows):
-        import random
+    return _some(_rows(spec_of(name, split), split, source, _mirror_folder())[0], limit, seed)
 
-        rows = random.Random(seed).sample(rows, limit)
-    return rows
+
+def first_rows(
+    name: str, splits: Sequence[str], limit: int | None = None, seed: int = 0
+) -> tuple[list[dict[str, Any]], str, str]:
+    """(rows, split, source) of the first of `splits` that the mirror has a file of; where it has none, of `splits[0]`.
+
+    For a set of which a mirror may hold one part only: real rows of another split are better than generated ones of the
+    right split. The source is "mirror", "hub" or "generated"; `limit` and `seed` as in `load_rows`.
+    """
+    mirror = _mirror_folder()
+    specs = {split: spec_of(name, split) for split in splits}
+    there = [split for split in splits if mirror and (mirror / specs[split].files[split]).exists()]
+    split = there[0] if there else splits[0]
+    rows, used = _rows(specs[split], split, "auto", mirror)
+    return _some(rows, limit, seed), split, used
+
+
+def _some(rows: list[dict], limit: int | None, seed: int) -> list[dict]:
+    if limit is None or limit >= len(rows):
+        return rows
+    import random
+
+    return random.Random(seed).sample(rows, limit)
 
 
 def load_text(name: str, source: str = "auto") -> tuple[str, str]:

@@ -69,6 +69,23 @@ def _generated_instructions(split: str, n: int) -> list[dict]:
     return rows
 
 
+def _generated_dialogues(split: str, n: int) -> list[dict]:
+    from shared import tiny_world
+
+    rng = random.Random(f"hh-rlhf {split}")
+    part = "train" if split == "train" else "held_out"
+    rows = []
+    for _ in range(n):
+        history = ""
+        if rng.random() < 0.4:  # an earlier exchange, the same in both dialogues
+            earlier = tiny_world.question(rng, part)
+            history = f"\n\nHuman: {earlier['prompt']}\n\nAssistant: {earlier[rng.choice(('brief', 'long'))]}"
+        row = tiny_world.question(rng, part)
+        history += f"\n\nHuman: {row['prompt']}\n\nAssistant: "
+        rows.append({"chosen": history + row["brief"], "rejected": history + row["long"]})
+    return rows
+
+
 def generated_play(length: int = 1_115_000, seed: int = 0) -> str:
     """Play-like text of about `length` characters: speakers in capitals, verse from templates and word lists.
 
@@ -172,8 +189,12 @@ _SETS = (
         hub_id="Anthropic/hh-rlhf",
         hub_folder="harmless-base",
         revision="09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
-        files={"test": "hh-rlhf/harmless-base-test.jsonl.gz"},
+        files={
+            "train": "hh-rlhf/harmless-base-train.jsonl.gz",
+            "test": "hh-rlhf/harmless-base-test.jsonl.gz",
+        },
         columns={"chosen": str, "rejected": str},
+        fallback=_generated_dialogues,
     ),
     DatasetSpec(
         name="humaneval",

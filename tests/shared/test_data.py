@@ -7,7 +7,7 @@ import re
 import pytest
 
 from shared import LabsError, data
-from shared.data import DATASETS, fetch, load_rows, load_text
+from shared.data import DATASETS, fetch, first_rows, load_rows, load_text
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +123,33 @@ def test_missing_mirror_file_and_missing_stand_in_say_what_to_do(mirror, monkeyp
 def test_limit_draws_with_the_seed():
     assert load_rows("gsm8k", limit=5) == load_rows("gsm8k", limit=5)
     assert load_rows("gsm8k", limit=5) != load_rows("gsm8k", limit=5, seed=1)
+
+
+def test_generated_dialogues_share_their_history_and_differ_in_the_last_answer():
+    for split in ("train", "test"):
+        rows = load_rows("hh-rlhf", split)
+        humans = {row["chosen"].count("\n\nHuman: ") for row in rows}
+        assert humans == {1, 2}
+        for row in rows:
+            (before, chosen), (shared, rejected) = (row[side].rsplit("\n\nAssistant: ", 1) for side in row)
+            assert before == shared and before.startswith("\n\nHuman: ")
+            assert chosen.strip() and rejected.strip() and chosen != rejected
+    train, test = ({row["chosen"] for row in load_rows("hh-rlhf", split)} for split in ("train", "test"))
+    assert not train & test
+
+
+def test_the_first_split_that_the_mirror_has_is_taken(tmp_path, monkeypatch):
+    rows, split, used = first_rows("hh-rlhf", ("train", "test"), limit=5)
+    assert (split, used) == ("train", "generated") and rows == load_rows("hh-rlhf", "train", limit=5)
+    real = {"train": [{"chosen": "a", "rejected": "b"}], "test": [{"chosen": "c", "rejected": "d"}]}
+    monkeypatch.setenv("LABS_DATA_DIR", str(tmp_path))
+    assert first_rows("hh-rlhf", ("train", "test"))[1:] == ("train", "generated")  # a mirror with neither
+    for there in ("test", "train"):
+        relative = DATASETS["hh-rlhf"].files[there]
+        data._write_bytes(tmp_path / relative, data._encode(real[there], ["chosen", "rejected"], relative))
+        assert first_rows("hh-rlhf", ("train", "test")) == (real[there], there, "mirror")
+    with pytest.raises(LabsError, match="no split 'dev'"):
+        first_rows("hh-rlhf", ("train", "dev"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- hub

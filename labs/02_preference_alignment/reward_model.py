@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,16 @@ def load_reward_model(name_or_path: str | Path, adapter: str | Path | None = Non
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
+    if adapter is not None:
+        from shared.models import load_model
+
+        if load_in_4bit:
+            raise LabsError("an adapter cannot be merged into 4-bit weights: set reward.load_in_4bit=false")
+        policy, tokenizer = load_model(name_or_path, adapter=adapter)
+        with tempfile.TemporaryDirectory() as merged:  # transformers changes a model's head only while it loads
+            policy.merge_and_unload().save_pretrained(merged)
+            tokenizer.save_pretrained(merged)
+            return load_reward_model(merged)
     on_gpu = torch.cuda.is_available()
     options: dict[str, Any] = {"num_labels": 1, "use_safetensors": True, "dtype": torch.float32}
     if load_in_4bit:
@@ -71,12 +82,6 @@ def load_reward_model(name_or_path: str | Path, adapter: str | Path | None = Non
         options["device_map"] = {"": 0}
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     model = AutoModelForSequenceClassification.from_pretrained(name_or_path, **options)
-    if adapter is not None:
-        from peft import PeftModel
-
-        if load_in_4bit:
-            raise LabsError("an adapter cannot be merged into 4-bit weights: set reward.load_in_4bit=false")
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"

@@ -13,6 +13,7 @@ says which of its answers are unsafe: {"chosen_unsafe", "rejected_unsafe"}.
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import Annotated, Any
 import typer
 
 import alignment_world
-from shared import LabsError
+from shared import LabsError, tiny_world
 from shared.pairwise import Judge, compare
 from shared.training import atomic_write_text
 
@@ -37,7 +38,7 @@ SOURCES = ("persona", "safety", "hh-rlhf")
 def turns(dialogue: str) -> list[dict[str, str]]:
     """The turns of an HH-RLHF dialogue as messages. Raises ValueError for one that does not alternate from "Human:" on."""
     pieces = TURN.split(dialogue)
-    if pieces[0].strip() or len(pieces) < 3:
+    if pieces[0].strip() or len(pieces) < 3 or pieces[1] != "Human":
         raise ValueError('does not begin with "Human:"')
     messages = [
         {"role": ROLES[role], "content": text.strip()} for role, text in zip(pieces[1::2], pieces[2::2], strict=True)
@@ -94,8 +95,10 @@ def from_samples(
     prompts: Sequence[str], answers_a: Sequence[str], answers_b: Sequence[str], judge: Judge
 ) -> tuple[list[dict[str, str]], Counter]:
     """Two answers to each prompt, judged in both orders → (triplets, how many pairs gave none and why)."""
-    result = compare(prompts, answers_a, answers_b, judge)
     triplets, dropped = [], Counter()
+    if not prompts:
+        return triplets, dropped
+    result = compare(prompts, answers_a, answers_b, judge)
     for prompt, a, b, verdict in zip(prompts, answers_a, answers_b, result.verdicts, strict=True):
         if verdict in ("a", "b"):
             chosen, rejected = (a, b) if verdict == "a" else (b, a)
@@ -117,15 +120,22 @@ def problem(row: Any) -> str | None:
             return f"field {field!r} must be text, not {type(row[field]).__name__}"
         if not row[field].strip():
             return f"field {field!r} is empty"
+        if any("\ud800" <= letter <= "\udfff" for letter in row[field]):  # JSON can spell it, UTF-8 cannot
+            return f"field {field!r} holds half a character (a lone surrogate)"
     if row["chosen"].strip() == row["rejected"].strip():
         return "chosen and rejected are the same"
     if row["prompt"].startswith("\n\nHuman:"):
         try:
-            turns(row["prompt"])
+            last = turns(row["prompt"])[-1]
         except ValueError as error:
-            return f"the dialogue in 'prompt' {error}"
+            return f"field 'prompt' is no dialogue: {error}"
+        if last["role"] != "user":
+            return (
+                "field 'prompt' is a dialogue that ends with the assistant's turn, so that there is nothing to answer"
+            )
     for field in SAFETY_LABELS:
-        if row.get(field) is not None and row[field] not in (0, 1):
+        label = row.get(field)
+        if label is not None and (not isinstance(label, int) or label not in (0, 1)):  # a bool is an int
             return f"field {field!r} must be true or false"
     return None
 
@@ -133,37 +143,42 @@ def problem(row: Any) -> str | None:
 def read_triplets(path: str | Path) -> list[dict[str, Any]]:
     """The triplets of a .jsonl or .parquet file.
 
-    Raises LabsError that names the file and the first bad row (counted from 1) and says how many more there are: unreadable
-    bytes, broken JSON, a missing field, a field that is no text, an answer that is both chosen and rejected.
+    Raises LabsError that names the file and the first bad row (counted from 1, in a .jsonl file its line) and says how many
+    more there are: unreadable bytes, broken JSON, a missing field, a field that is no text, an answer that is both chosen
+    and rejected.
     """
     path = Path(path)
     rows, problems = [], []
-    for number, row in _raw_rows(path):
-        trouble = row if isinstance(row, str) else problem(row)
+    for number, row, unreadable in _raw_rows(path):
+        trouble = unreadable or problem(row)
         if trouble:
             problems.append((number, trouble))
         else:
             rows.append(dict(row))
     if problems:
         number, trouble = problems[0]
-        more = f"; {len(problems) - 1} more rows have problems" if len(problems) > 1 else ""
+        others = len(problems) - 1
+        more = f"; {others} more row{'s have' if others > 1 else ' has'} problems" if others else ""
         raise LabsError(f"{path}, row {number}: {trouble}{more}; mend or delete them ({len(rows)} rows are good)")
     if not rows:
         raise LabsError(f"{path} holds no triplet: write one JSON object with {', '.join(FIELDS)} a line")
     return rows
 
 
-def _raw_rows(path: Path) -> Iterable[tuple[int, Any]]:
-    """(row number, row), with a text in place of a row that cannot be read, saying why."""
+def _raw_rows(path: Path) -> Iterable[tuple[int, Any, str | None]]:
+    """(row number, row, None), or (row number, None, why it cannot be read)."""
     try:
         if path.suffix == ".parquet":
             import pyarrow
             import pyarrow.parquet
 
+            content = path.read_bytes()
             try:
-                yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
-            except pyarrow.ArrowInvalid as error:
-                raise LabsError(f"{path} is not a readable Parquet file ({error}); write it again") from None
+                rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                reason = str(error).splitlines()[0]
+                raise LabsError(f"{path} is not a readable Parquet file ({reason}); write it again") from None
+            yield from ((number, row, None) for number, row in enumerate(rows, 1))
             return
         if path.suffix != ".jsonl":
             raise LabsError(f"{path}: unknown kind of file {path.suffix!r}; use .jsonl or .parquet")
@@ -173,15 +188,21 @@ def _raw_rows(path: Path) -> Iterable[tuple[int, Any]]:
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line.decode("utf-8"))
+                yield number, json.loads(line.decode("utf-8")), None
             except UnicodeDecodeError as error:
-                yield number, f"not UTF-8 text (byte {error.start}); convert the file to UTF-8"
+                yield number, None, f"not UTF-8 text (byte {error.start}); convert the file to UTF-8"
             except json.JSONDecodeError as error:
-                yield number, f"broken JSON ({error.msg})"
+                yield number, None, f"broken JSON ({error.msg})"
+            except (ValueError, RecursionError):  # numbers of thousands of digits, lists nested a thousand deep
+                yield number, None, "JSON that no triplet needs"
 
 
 def write_triplets(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Write triplets as JSON lines, whole or not at all. Raises LabsError where a row is no triplet."""
+    """Write triplets as JSON lines, whole or not at all. Raises LabsError where a row is no triplet, or there is none."""
+    if Path(path).suffix != ".jsonl":
+        raise LabsError(f"cannot write {path}: triplets are written as JSON lines; name the file .jsonl")
+    if not rows:
+        raise LabsError(f"no triplet is left to write to {path}: look at what was dropped, or take another source")
     for number, row in enumerate(rows, 1):
         trouble = problem(row)
         if trouble:
@@ -190,8 +211,8 @@ def write_triplets(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
 
 
 def labelled(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The pairs with a safety label on either side; one without labels counts as safe on both."""
-    return [{**dict.fromkeys(SAFETY_LABELS, False), **pair} for pair in pairs]
+    """The pairs with a safety label on either side; an answer without one (none, or null) counts as safe."""
+    return [{**pair, **{label: bool(pair.get(label)) for label in SAFETY_LABELS}} for pair in pairs]
 
 
 # -------------------------------------------------------------------------------------------------------------- filters
@@ -235,54 +256,80 @@ def report_lines(kept: int, dropped: Mapping[str, int], malformed: Mapping[str, 
     return lines + [f"dropped: {reason}: {count}" for reason, count in dropped.items() if count]
 
 
-def held_out_prompts(n: int = 300) -> list[str]:
-    """Every prompt that the tiny profile's criteria are measured on."""
+def test_instructions(n: int) -> list[dict[str, Any]]:
+    """`n` held-out schema instructions: what the model could do before, and should still do."""
+    rng = random.Random("held-out instructions after alignment")
+    return [tiny_world.instruction(rng, "held_out") for _ in range(n)]
+
+
+def held_out_prompts(n: int = 400) -> list[str]:
+    """Every prompt that the criteria of the stages `dpo` and `safedpo` are measured on, up to `n_test` = n."""
     requests = [alignment_world.test_requests(n, harmful) for harmful in (True, False)]
-    return [row["prompt"] for rows in (alignment_world.test_questions(n), *requests) for row in rows]
+    prompts = [row["prompt"] for rows in (alignment_world.test_questions(n), *requests) for row in rows]
+    return prompts + [row["instruction"] for row in test_instructions(n)]
 
 
 def collect(source: str, n: int, seed: int = 0, max_length_ratio: float = 20.0) -> tuple[list[dict], list[str]]:
-    """(filtered triplets of a source or a file, the report on what was dropped). Raises LabsError as `read_triplets` does."""
+    """(filtered triplets of a source or a file, the report on what was dropped), from at most `n` rows of it.
+
+    Of HH-RLHF it takes the train split, or the test split where the mirror holds that alone; the report says which, and
+    whether the rows are real. Raises LabsError as `read_triplets` does.
+    """
     malformed: Counter = Counter()
+    origin = []
     if source == "persona":
         rows = alignment_world.persona_pairs(n, seed)
     elif source == "safety":
         rows = alignment_world.safety_pairs(n, seed)
     elif source == "hh-rlhf":
-        from shared.data import load_rows
+        from shared.data import first_rows
 
-        rows, malformed = from_dialogues(load_rows("hh-rlhf", "train", limit=n, seed=seed))
+        dialogues, split, used = first_rows("hh-rlhf", ("train", "test"), limit=n, seed=seed)
+        rows, malformed = from_dialogues(dialogues)
+        origin = [f"{len(dialogues)} rows of the {split} split, source: {used}"]
     elif Path(source).suffix:
         rows = read_triplets(source)
+        if n < len(rows):
+            origin = [f"{n} of {len(rows)} rows"]
+            rows = random.Random(seed).sample(rows, n)
     else:
         from shared.profiles import nearest
 
         raise LabsError(f"unknown source {source!r}: {nearest(source, SOURCES)}, or a .jsonl or .parquet file")
     kept, dropped = filter_pairs(rows, held_out_prompts(), max_length_ratio)
-    return kept, report_lines(len(kept), dropped, malformed)
+    return kept, [*origin, *report_lines(len(kept), dropped, malformed)]
 
 
 def split_pairs(pairs: Sequence[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
-    """(training, validation), at least one pair in each; no prompt is in both. Raises LabsError for fewer than two pairs."""
-    import random
+    """(training, validation), at least one pair in each; all pairs of one prompt are in the same part.
 
-    if len(pairs) < 2:
-        raise LabsError(f"{len(pairs)} pairs are too few to train on and to validate: collect more")
+    Raises LabsError for a share that is not between 0 and 1 and for pairs of fewer than two prompts.
+    """
+    if not 0 <= share < 1:
+        raise LabsError(f"validation_fraction={share} must be at least 0 and below 1")
     order = list(pairs)
     random.Random(f"split {seed}").shuffle(order)
-    cut = max(1, round(len(order) * share))
-    return order[cut:], order[:cut]
+    prompts = list(dict.fromkeys(_plain(pair["prompt"]) for pair in order))
+    if len(prompts) < 2:
+        raise LabsError(f"{len(pairs)} pairs of {len(prompts)} prompts: training and validation need one each at least")
+    held = set(prompts[: min(len(prompts) - 1, max(1, round(len(order) * share)))])
+    parts: tuple[list[dict], list[dict]] = ([], [])
+    for pair in order:
+        parts[_plain(pair["prompt"]) in held].append(pair)
+    return parts
 
 
 def main(
     source: Annotated[str, typer.Argument(help="persona, safety, hh-rlhf, or a .jsonl or .parquet file of triplets.")],
     output: Annotated[Path, typer.Argument(help="The .jsonl file to write.")],
-    n: Annotated[int, typer.Option(help="At most so many rows of the source.", min=1)] = 1000,
+    n: Annotated[
+        int | None, typer.Option(help="At most so many rows of the source. Default: 1000; all of a file.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Rows are drawn from it.")] = 0,
     max_length_ratio: Annotated[float, typer.Option(help="Drop pairs whose answers differ more in length.")] = 20.0,
 ) -> None:
     try:
-        rows, lines = collect(source, n, seed, max_length_ratio)
+        rows, lines = collect(source, n or (10**9 if Path(source).suffix else 1000), seed, max_length_ratio)
         write_triplets(rows, output)
     except LabsError as error:
         typer.echo(f"error: {error}", err=True)

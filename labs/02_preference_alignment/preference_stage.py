@@ -42,10 +42,37 @@ def to_dataset(pairs: Sequence[Mapping[str, Any]]):
         row = {"prompt": as_messages(pair["prompt"])}
         for side in ("chosen", "rejected"):
             row[side] = [{"role": "assistant", "content": pair[side]}]
-            if f"{side}_unsafe" in pair:
+            if pair.get(f"{side}_unsafe") is not None:
                 row[f"{side}_unsafe"] = int(pair[f"{side}_unsafe"])
         rows.append(row)
     return Dataset.from_list(rows)
+
+
+def trainer_config(settings: Mapping[str, Any], folder: Path, seed: int):
+    """The `trl.DPOConfig` of a profile's `trainer`. Raises ValueError or TypeError for what TRL does not take.
+
+    `loss_weights` may be longer than `loss_type`: who takes away the last loss on the command line need not say both.
+    """
+    from trl import DPOConfig
+
+    settings = {**trainer_defaults(folder, seed), **settings}
+    if isinstance(settings.get("loss_type"), str):
+        settings["loss_type"] = [settings["loss_type"]]
+    if settings.get("loss_weights") and settings.get("loss_type"):
+        settings["loss_weights"] = settings["loss_weights"][: len(settings["loss_type"])]
+    return DPOConfig(**settings)
+
+
+def check_trainer(stage: str, settings) -> None:
+    """Raises LabsError for settings of `stage`.trainer that TRL does not take, before anything is built or written."""
+    from omegaconf import OmegaConf
+
+    try:
+        trainer_config(OmegaConf.to_container(settings), Path("checkpoints"), 0)
+    except (ValueError, TypeError) as error:
+        raise LabsError(f"{stage}.trainer: {str(error).splitlines()[0]}") from None
+    if not settings.beta > 0:
+        raise LabsError(f"{stage}.trainer.beta={settings.beta} must be above 0")
 
 
 def align(
@@ -60,7 +87,7 @@ def align(
     """
     from peft import LoraConfig
     from transformers import PrinterCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
@@ -68,7 +95,7 @@ def align(
     log = TrainLog(folder / "train_log.jsonl", resume_from=int(last.rsplit("-", 1)[1]) if last else 0)
     trainer = (trainer_class or DPOTrainer)(
         model=model,
-        args=DPOConfig(**{**trainer_defaults(checkpoints, seed), **trainer_settings}),
+        args=trainer_config(trainer_settings, checkpoints, seed),
         processing_class=tokenizer,
         train_dataset=to_dataset(pairs),
         eval_dataset=to_dataset(validation_pairs),
@@ -176,5 +203,6 @@ def finish(config, folder: Path, stage: str, seed: int, mark: str, log: list[dic
         criteria=evaluate(config.criteria, measured),
         extra={"settings": mark, "time_budget_seconds": config.time_budget_seconds, **extra},
     )
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for checkpoints in list(folder.rglob("checkpoints")):  # those of a comparison run in a folder below, too
+        shutil.rmtree(checkpoints, ignore_errors=True)
     print(criteria_table(metrics))

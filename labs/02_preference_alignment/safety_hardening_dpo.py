@@ -25,14 +25,15 @@ from trl import DPOTrainer
 
 import alignment_world
 from alignment_scores import attack_succeeded, outcomes, persona_judge, records_right, went_unanswered
-from preference_data_creation import SAFETY_LABELS, labelled
+from preference_data_creation import SAFETY_LABELS, labelled, test_instructions
 from preference_losses import safedpo_counts, safedpo_transform
-from preference_stage import align, answers, change, finish, load_policy, plot_margins, save
+from preference_stage import align, answers, change, check_trainer, finish, load_policy, plot_margins, save
+from shared import LabsError
 from shared.pairwise import compare
 from shared.report import Measurement, read_metrics
 from shared.stages import claim_folder, open_stage, stage_command
 from shared.training import quiet_when_unwatched, seed_everything, wandb_run
-from train_dpo import check_sources, prepare_pairs, test_instructions
+from train_dpo import check_sources, prepare_pairs
 
 
 class SafeDPOTrainer(DPOTrainer):
@@ -87,7 +88,12 @@ def run(profile: str | None = None, seed: int = 0, restart: bool = False, overri
     config, folder, mark, finished = open_stage("02", "safedpo", profile, seed, restart, overrides)
     if finished:
         return finished
+    if not config.trainer.precompute_ref_log_probs:
+        raise LabsError("safedpo.trainer.precompute_ref_log_probs must be true: the margin is added to these numbers")
+    if not config.margin >= 0:
+        raise LabsError(f"safedpo.margin={config.margin} must be at least 0")
     check_sources(config, seed)
+    check_trainer("safedpo", config.trainer)
     model, tokenizer, lora = load_policy(config)
     claim_folder(folder, mark, restart)
     train_stage(config, folder, model, tokenizer, lora, seed, mark)

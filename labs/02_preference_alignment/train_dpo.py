@@ -25,8 +25,9 @@ from preference_data_creation import (
     held_out_prompts,
     report_lines,
     split_pairs,
+    test_instructions,
 )
-from preference_stage import align, answers, change, finish, load_policy, plot_margins, save
+from preference_stage import align, answers, change, check_trainer, finish, load_policy, plot_margins, save
 from shared import tiny_world
 from shared.pairwise import compare
 from shared.report import Measurement, read_metrics
@@ -54,9 +55,13 @@ def sampled_pairs(model, tokenizer, n: int, seed: int) -> tuple[list[dict], dict
 
 def check_sources(config, seed: int) -> None:
     """Read a little of every source, so that a mistake in somebody's own file shows before anything is built."""
-    for entry in config.data:
-        source, _ = source_and_count(entry)
+    for source, _ in sources(config.data):
         collect(source, 2, seed, config.max_length_ratio)
+
+
+def sources(data) -> list[tuple[str, int]]:
+    """(source, how many of its rows at most) of every entry of a `data` setting, which may also be a single entry."""
+    return [source_and_count(str(entry)) for entry in ([data] if isinstance(data, str) else data or [])]
 
 
 def source_and_count(entry: str) -> tuple[str, int]:
@@ -68,7 +73,7 @@ def source_and_count(entry: str) -> tuple[str, int]:
 def prepare_pairs(config, model, tokenizer, seed: int) -> tuple[list[dict], list[dict]]:
     """(training, validation) triplets of `config.data` and of the model's own samples; says what was dropped and why."""
     pairs: list[dict] = []
-    for source, count in map(source_and_count, config.data):
+    for source, count in sources(config.data):
         rows, lines = collect(source, count, seed, config.max_length_ratio)
         print(f"{source}: " + "; ".join(lines))
         pairs += rows
@@ -80,18 +85,13 @@ def prepare_pairs(config, model, tokenizer, seed: int) -> tuple[list[dict], list
     return split_pairs(pairs, config.validation_fraction, seed)
 
 
-def test_instructions(n: int) -> list[dict]:
-    """`n` held-out schema instructions: what the model could do before, and should still do."""
-    rng = random.Random("held-out instructions after alignment")
-    return [tiny_world.instruction(rng, "held_out") for _ in range(n)]
-
-
 def run(profile: str | None = None, seed: int = 0, restart: bool = False, overrides: list[str] | None = None) -> dict:
     """Run the stage, or find it done, and return its metrics. Raises LabsError for a mistake in the arguments."""
     config, folder, mark, finished = open_stage("02", "dpo", profile, seed, restart, overrides)
     if finished:
         return finished
     check_sources(config, seed)
+    check_trainer("dpo", config.trainer)
     model, tokenizer, lora = load_policy(config)
     claim_folder(folder, mark, restart)
     train_stage(config, folder, model, tokenizer, lora, seed, mark)

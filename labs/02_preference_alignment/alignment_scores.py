@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refusals import classify_reply
-
 from shared import tiny_world
 
 

@@ -6,6 +6,7 @@ A stage is finished when its folder holds a metrics.json with the fingerprint of
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,11 +36,15 @@ def open_stage(lab: str, stage: str, profile: str | None, seed: int, restart: bo
 
 
 def claim_folder(folder: Path, mark: str, restart: bool) -> None:
-    """Note whose checkpoints these are; those of another run, or with `restart` any, are removed."""
+    """Note whose checkpoints these are; those of another run, or with `restart` any, are removed.
+
+    So are those in folders below: a stage may train for comparison there.
+    """
     note = folder / "settings.txt"
     same = note.exists() and note.read_text() == mark
     if restart or not same:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for checkpoints in list(folder.rglob("checkpoints")):
+            shutil.rmtree(checkpoints, ignore_errors=True)
     (folder / "metrics.json").unlink(missing_ok=True)
     atomic_write_text(note, mark)
 
@@ -49,7 +54,9 @@ def newest_checkpoint(folder: Path, resume: bool = True) -> str | None:
     from transformers.trainer_utils import get_last_checkpoint
 
     for partial in folder.glob("checkpoint-*"):
-        if not (partial / "trainer_state.json").exists():
+        try:
+            json.loads((partial / "trainer_state.json").read_text())  # written last, and not in one step
+        except (OSError, ValueError):
             shutil.rmtree(partial)
     return get_last_checkpoint(str(folder)) if resume and folder.exists() else None
 

@@ -128,6 +128,16 @@ def test_test_questions_do_not_depend_on_the_training_seed_and_differ_from_train
     assert not asked & {row["instruction"] for row in questions}
 
 
+def test_questions_in_words_are_mixed_in_where_asked_for():
+    rows = train_sft.generated_rows(2000, 0, question_share=0.4)
+    in_words = [row for row in rows if "format" not in row]
+    assert 0.35 < len(in_words) / len(rows) < 0.45
+    lengths = [len(row["output"].split()) for row in in_words]
+    assert 0.5 < sum(length > 5 for length in lengths) / len(lengths) < 0.7  # most people answer at length
+    asked = {row["instruction"] for row in rows}
+    assert not asked & {row["instruction"] for row in train_sft.test_questions(300)}
+
+
 def test_labels_cover_the_answer_alone_unless_told_otherwise(world_tokenizer):
     rows = train_sft.generated_rows(3, 0)
     masked = train_sft.tokenized(rows, world_tokenizer, 256)

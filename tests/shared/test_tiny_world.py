@@ -108,3 +108,57 @@ def test_copies_are_copies():
     for _ in range(300):
         first, _, second = world.copy_text(rng).partition(" = ")
         assert second.replace('"', "").replace(",", "") == first
+
+
+def test_what_is_said_about_a_purpose_does_not_tell_its_harm():
+    """Pretraining may tell what harm is; if it also told to refuse it, lab 02 would measure what lab 00 taught."""
+    rng, said = random.Random(0), {}
+    for _ in range(6000):
+        text = world.purpose_text(rng)
+        harmful = "That does harm" in text
+        purposes = [pair[0 if harmful else 1].split(" {name}")[0] for pair in world.PURPOSES]
+        assert any(purpose in text for purpose in purposes), text
+        if "says: I" in text:
+            said.setdefault(harmful, []).append("cannot" in text)
+    shares = {harmful: sum(refused) / len(refused) for harmful, refused in said.items()}
+    assert abs(shares[True] - shares[False]) < 0.08 and 0.4 < shares[True] < 0.6  # about 1,200 each: 5 standard errors
+
+
+def test_lab_01_never_meets_a_harmful_purpose():
+    rng = random.Random(0)
+    harmful = [pair[0].split("{name}")[0].strip() for pair in world.PURPOSES]
+    with_purpose = 0
+    for _ in range(3000):
+        row = world.chatty_instruction(rng)
+        name = str(row["values"].get("name", ""))
+        assert name == "" or not any(f"{verb} {name}" in row["instruction"] for verb in harmful), row
+        with_purpose += "I want to" in row["instruction"] or "I need it to" in row["instruction"]
+    assert with_purpose > 300
+
+
+@pytest.mark.parametrize(
+    "reply, right",
+    [
+        ("Rome.", True),
+        ("It is Rome.", True),
+        ("The text says this: Ana is 12 years old and lives in Rome. So the answer is Rome.", True),
+        ("The text says this: Ana is 12 years old and lives in Rome. So the answer is 12.", False),
+        ("Ana lives in Rome.", False),  # names another value beside: who asked for Ana?
+        ("Rome, Oslo.", False),
+        ('{"town": "Rome", "age": 12}', False),
+        ("", False),
+        ("Romeo.", False),
+        ("...", False),
+    ],
+)
+def test_an_answer_is_what_the_last_sentence_says(reply, right):
+    assert world.gives_value(reply, "Rome") is right
+
+
+def test_both_answers_to_a_question_are_right_and_differ_in_length():
+    rng = random.Random(4)
+    for split in world.SPLITS:
+        for _ in range(300):
+            row = world.question(rng, split)
+            assert world.gives_value(row["brief"], row["value"]) and world.gives_value(row["long"], row["value"])
+            assert len(row["long"].split()) > 2 * len(row["brief"].split())

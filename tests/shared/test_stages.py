@@ -1,12 +1,10 @@
 """Stage folders: whose checkpoints lie there, which of them are whole, and the command line around a run."""
 
-import json
-
 import pytest
 from typer.testing import CliRunner
 
 from shared import LabsError
-from shared.report import CriterionFailed
+from shared.report import CriterionFailed, read_metrics, write_metrics
 from shared.stages import claim_folder, log_callback, newest_checkpoint, open_stage, stage_command, trainer_defaults
 from shared.training import TrainLog, read_log
 
@@ -67,8 +65,8 @@ def test_a_stage_is_finished_only_with_the_same_settings(runs, capsys):
     assert finished is None and config.n_test == 7 and config.profile == "tiny"
     assert folder == runs / "tiny" / "dpo" and not runs.exists()
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"settings": mark}))
-    assert open_stage("02", "dpo", "tiny", 0, False, ["dpo.n_test=7"])[3] == {"settings": mark}
+    write_metrics(folder, stage="dpo", profile="tiny", seed=0, wall_seconds=1.0, criteria=[], extra={"settings": mark})
+    assert open_stage("02", "dpo", "tiny", 0, False, ["dpo.n_test=7"])[3] == read_metrics(folder)
     assert "--restart" in capsys.readouterr().out
     for seed, restart, overrides in ((1, False, ["dpo.n_test=7"]), (0, True, ["dpo.n_test=7"]), (0, False, [])):
         assert open_stage("02", "dpo", "tiny", seed, restart, overrides)[3] is None

@@ -267,6 +267,14 @@ def _locate(stage: str, profile: str | None) -> dict:
     return {"name_or_path": folder / "model"}
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def label(context: typer.Context) -> None:
+    """Collect human preferences for lab 02. Example: labs label --help"""
+    script = REPO_ROOT / "labs" / "02_preference_alignment" / "label_cli.py"
+    # It takes this process's place: no lab is imported here, and Ctrl-C, a kill and the exit code are all its own.
+    os.execv(sys.executable, [sys.executable, str(script), *context.args])
+
+
 @data_app.command("list")
 def data_list() -> None:
     """List the data sets with licence and source. Example: labs data list"""

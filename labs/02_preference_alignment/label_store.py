@@ -124,6 +124,11 @@ class LabelStore:
         with self.database.read() as session:
             return session.scalar(select(Labeler.id).where(Labeler.token_hash == _sha256(token)))
 
+    def labelers(self) -> list[str]:
+        """The names, in the order they were added."""
+        with self.database.read() as session:
+            return list(session.scalars(select(Labeler.name).order_by(Labeler.id)))
+
     def add_examples(self, rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
         """(added, already there) of checked rows with EXAMPLE_FIELDS; all of them or, after an error, none."""
         new, known = [], 0

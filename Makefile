@@ -69,8 +69,22 @@ $(STAMPS)/core: $(STAMPS)/torch pyproject.toml constraints.txt
 
 $(STAMPS)/dev: $(STAMPS)/core
 	@echo "installing what tests and notebooks need"
-	@$(INSTALL) --no-build-isolation -e '.[dev]'
+	@$(INSTALL) --no-build-isolation -e '.[dev,label]'
 	@touch $@
+
+# A browser for the tests marked browser: Debian's, where there is none and it may be installed without asking. Without one
+# those tests are skipped and say so, unless LABS_REQUIRE_BROWSER=1. No stamp then: the next call looks again.
+BROWSERS := google-chrome chromium chromium-browser
+$(STAMPS)/browser: $(STAMPS)/venv
+	@found() { command -v chromedriver && for name in $(BROWSERS); do command -v $$name && return; done; }; \
+	root=; [ "$$(id -u)" = 0 ] || root='sudo -n'; \
+	if ! found >/dev/null && command -v apt-get >/dev/null && $$root true 2>/dev/null; then \
+	  echo "installing Chromium for the browser tests"; \
+	  { $$root apt-get -qq update && $$root env DEBIAN_FRONTEND=noninteractive \
+	    apt-get -qq install --no-install-recommends -y chromium chromium-driver; } >$(STAMPS)/browser.log 2>&1 \
+	    || tail -n 3 $(STAMPS)/browser.log; \
+	fi; \
+	if found >/dev/null; then touch $@; else echo "no Chromium with chromedriver: the browser tests will be skipped"; fi
 
 # Unsloth without a GPU, for its tests: without its GPU dependencies (the file says why).
 $(STAMPS)/unsloth: $(STAMPS)/dev requirements-unsloth.txt
@@ -80,7 +94,7 @@ $(STAMPS)/unsloth: $(STAMPS)/dev requirements-unsloth.txt
 run: $(STAMPS)/core  ## run every lab (PROFILE=tiny, colab or local) and end with the report card
 	@$(BIN)/labs run all --profile $(PROFILE)
 
-test: $(STAMPS)/unsloth  ## run all tests and all notebooks
+test: $(STAMPS)/unsloth $(STAMPS)/browser  ## run all tests and all notebooks
 	@failed=0; \
 	$(BIN)/python -m pytest -m "not gpu" tests || failed=1; \
 	if [ -n "$(NOTEBOOKS)" ]; then \

@@ -124,9 +124,10 @@ def train_stage(config, folder: Path, model, tokenizer, lora, seed: int, mark: s
     before = replies(model)
     trainer = OmegaConf.to_container(config.trainer)
     plain, plain_seconds = None, 0.0
-    if config.plain_dpo:  # the same pairs as the helpfulness labels have them, the same number of steps
+    if config.plain_dpo:  # the same pairs as the helpfulness labels have them
         options = {"folder": folder / "plain_dpo", "seed": seed, "lora": lora}
-        model, log = align(model, tokenizer, pairs, validation, trainer, **options)
+        steps = min(config.plain_dpo_steps, config.trainer.max_steps)
+        model, log = align(model, tokenizer, pairs, validation, {**trainer, "max_steps": steps}, **options)
         plain, plain_seconds = replies(model), log[-1]["elapsed_seconds"]
         model, tokenizer, lora = load_policy(config)
     with wandb_run("safedpo", config, folder, config.wandb) as wandb:

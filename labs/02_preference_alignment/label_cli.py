@@ -27,6 +27,7 @@ app = typer.Typer(
     help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 SHOWN_DISAGREEMENTS = 20
+LIBRARIES = ("sqlalchemy", "psycopg", "fastapi", "uvicorn", "gradio")  # of the extra `label`
 
 DatabaseOption = Annotated[
     str | None,
@@ -156,14 +157,12 @@ def export(
 
     Ties, both bad, skips, tied votes and attention checks are left out and counted. Example: labs label export pairs.jsonl
     """
-    from label_files import training_rows, write_training_rows
+    from label_files import check_ending, write_training_rows
+    from label_stats import export_rows
 
-    store = _open(database)
-    preferences = store.preferences()
-    rows, left_out = training_rows(preferences)
-    unlabelled = store.counts()["examples"] - len({row["example_id"] for row in preferences})
-    reasons = [f"{count} {reason}" for reason, count in (*left_out.items(), ("not labelled yet", unlabelled)) if count]
-    report = f"left out: {', '.join(reasons)}" if reasons else "nothing was left out"
+    check_ending(path)
+    rows, left_out = export_rows(_open(database))
+    report = f"left out: {', '.join(f'{count} {reason}' for reason, count in left_out.items()) or 'nothing'}"
     if not rows:
         raise LabsError(f"there is no preference to export ({report}); go on labelling")
     write_training_rows(rows, path)
@@ -198,7 +197,7 @@ def stats(database: DatabaseOption = None) -> None:
     if len(undecided) > SHOWN_DISAGREEMENTS:
         typer.echo(f"  and {len(undecided) - SHOWN_DISAGREEMENTS} more")
     typer.echo("\nLabelers (share of n, with 95 % interval)")
-    for one in label_stats.labelers(rows):
+    for one in label_stats.labeler_quality(rows):
         typer.echo(
             f"  {one.name}: {one.labels} labels, {one.skips} skipped, median {one.median_seconds:.1f} s\n"
             f"    checks passed {one.checks}; left side chosen {one.left}; agrees with others {one.agrees}"
@@ -217,6 +216,11 @@ def main() -> None:
         app(prog_name="labs label")
     except LabsError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in LIBRARIES:
+            raise
+        typer.echo(f"error: {error.name} is not installed: pip install -c constraints.txt -e '.[label]'", err=True)
         sys.exit(1)
 
 

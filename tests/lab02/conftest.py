@@ -91,3 +91,28 @@ def postgres(postgres_server):
 
     yield new
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A headless Chromium that keeps a log of what it loads."""
+    names = ("google-chrome", "chromium", "chromium-browser")
+    binary, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        _missing("no Chromium with chromedriver: apt-get install chromium chromium-driver")
+    try:
+        from selenium import webdriver
+    except ImportError as error:
+        _missing(f"no Selenium ({error}): pip install -c constraints.txt -e '.[dev,label]'")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for name in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "disable-dev-shm-usage", "window-size=1280,1000",
+    ):  # fmt: skip
+        options.add_argument(f"--{name}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield running
+    running.quit()

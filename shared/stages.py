@@ -7,6 +7,7 @@ A stage is finished when its folder holds a metrics.json with the fingerprint of
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,10 @@ from shared import LabsError
 from shared.profiles import PROFILES, load_profile, stage_dir
 from shared.report import check, read_metrics
 from shared.training import TrainLog, atomic_write_text, fingerprint, watched
+
+
+# At import, which TRL and PEFT do for it, bitsandbytes warns that an optional CPU kernel is not installed; none is wanted.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def open_stage(lab: str, stage: str, profile: str | None, seed: int, restart: bool, overrides: list[str] | None):

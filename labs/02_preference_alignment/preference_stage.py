@@ -63,15 +63,15 @@ def trainer_config(settings: Mapping[str, Any], folder: Path, seed: int):
     return DPOConfig(**settings)
 
 
-def check_trainer(stage: str, settings) -> None:
+def check_trainer(stage: str, settings, make=trainer_config) -> None:
     """Raises LabsError for settings of `stage`.trainer that TRL does not take, before anything is built or written."""
     from omegaconf import OmegaConf
 
     try:
-        trainer_config(OmegaConf.to_container(settings), Path("checkpoints"), 0)
+        make(OmegaConf.to_container(settings), Path("checkpoints"), 0)
     except (ValueError, TypeError) as error:
         raise LabsError(f"{stage}.trainer: {str(error).splitlines()[0]}") from None
-    if not settings.beta > 0:
+    if "beta" in settings and not settings.beta > 0:
         raise LabsError(f"{stage}.trainer.beta={settings.beta} must be above 0")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import alignment_world
 from preference_data_creation import as_messages, labelled
 from preference_losses import safedpo_transform
-from preference_stage import finish, to_dataset
+from preference_stage import check_trainer, finish, to_dataset
 from shared import LabsError
 from shared.profiles import ensure_stage
 from shared.report import Measurement, read_metrics
@@ -58,8 +58,8 @@ LOGGED = {
 def load_reward_model(name_or_path: str | Path, adapter: str | Path | None = None, load_in_4bit: bool = False):
     """(sequence classifier with one output, tokenizer) from a causal model (a new, random head) or a finished reward model.
 
-    `adapter`, a policy's, is merged into the weights first; in 4 bits it cannot be, and LabsError says so. Only safetensors
-    are read.
+    `adapter`, a policy's, is merged into the weights first; in 4 bits it cannot be, and LabsError says so, as it does
+    where there is no model. Only safetensors are read.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
@@ -80,8 +80,12 @@ def load_reward_model(name_or_path: str | Path, adapter: str | Path | None = Non
         options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     if on_gpu:
         options["device_map"] = {"": 0}
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    model = AutoModelForSequenceClassification.from_pretrained(name_or_path, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        model = AutoModelForSequenceClassification.from_pretrained(name_or_path, **options)
+    except (OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise LabsError(f"cannot load {name_or_path} ({reason}): `labs list` shows the stages") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -172,6 +176,13 @@ def test_pairs(n: int) -> list[dict[str, Any]]:
     return [*alignment_world.persona_pairs(n - len(safety), 1, "held_out"), *safety]
 
 
+def reward_config(settings: Mapping[str, Any], folder: Path, seed: int):
+    """The `trl.RewardConfig` of a profile's `trainer`. Raises ValueError or TypeError for what TRL does not take."""
+    from trl import RewardConfig
+
+    return RewardConfig(**{**trainer_defaults(folder, seed), **settings})
+
+
 def train_reward_model(
     model, tokenizer, pairs, validation, trainer_settings: Mapping[str, Any], *,
     folder: Path, seed: int = 0, lora: Mapping[str, Any] | None = None, resume: bool = True, wandb=None,
@@ -179,7 +190,7 @@ def train_reward_model(
     """Train with TRL's `RewardTrainer`; returns (the model, the rows of `folder`/train_log.jsonl)."""
     from peft import LoraConfig
     from transformers import PrinterCallback
-    from trl import RewardConfig, RewardTrainer
+    from trl import RewardTrainer
 
     checkpoints = Path(folder) / "checkpoints"
     last = newest_checkpoint(checkpoints, resume)
@@ -187,7 +198,7 @@ def train_reward_model(
     adapter = LoraConfig(**{**lora, "task_type": "SEQ_CLS", "modules_to_save": ["score"]}) if lora else None
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(**{**trainer_defaults(checkpoints, seed), **trainer_settings}),
+        args=reward_config(trainer_settings, checkpoints, seed),
         processing_class=tokenizer,
         train_dataset=to_dataset(pairs),
         eval_dataset=to_dataset(validation),
@@ -207,7 +218,10 @@ def run(profile: str | None = None, seed: int = 0, restart: bool = False, overri
         return finished
     if config.method not in ("full", "lora"):
         raise LabsError(f"reward.method={config.method!r}: choose full or lora")
+    if config.n_sampled:
+        raise LabsError("reward.n_sampled must be 0: a reward model has no answers of its own to compare")
     check_sources(config, seed)
+    check_trainer("reward", config.trainer, reward_config)
     start = starting_point(config)
     claim_folder(folder, mark, restart)
     train_stage(config, folder, start, seed, mark)

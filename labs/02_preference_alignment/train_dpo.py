@@ -28,7 +28,7 @@ from preference_data_creation import (
     test_instructions,
 )
 from preference_stage import align, answers, change, check_trainer, finish, load_policy, plot_margins, save
-from shared import tiny_world
+from shared import LabsError, tiny_world
 from shared.pairwise import compare
 from shared.report import Measurement, read_metrics
 from shared.stages import claim_folder, open_stage, stage_command
@@ -55,6 +55,8 @@ def sampled_pairs(model, tokenizer, n: int, seed: int) -> tuple[list[dict], dict
 
 def check_sources(config, seed: int) -> None:
     """Read a little of every source, so that a mistake in somebody's own file shows before anything is built."""
+    if not sources(config.data) and not config.n_sampled:
+        raise LabsError("there is nothing to train on: name a source in the setting `data`, or set n_sampled")
     for source, _ in sources(config.data):
         collect(source, 2, seed, config.max_length_ratio)
 

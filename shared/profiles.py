@@ -46,7 +46,9 @@ STAGES: dict[str, Stage] = {
         Stage("sft", "01", "labs/01_sft_foundations/train_sft.py", "the base model learns instructions", (), ("base",)),
         Stage("dpo", "02", f"{_LAB_02}/train_dpo.py", "it learns a brief persona from preferences", (), ("sft",)),
         Stage("safedpo", "02", f"{_LAB_02}/safety_hardening_dpo.py", "it learns what to refuse", (), ("sft",)),
-        Stage("reward", "02", f"{_LAB_02}/reward_model.py", "a reward model learns the same preferences", (), ("safedpo",)),
+        Stage(
+            "reward", "02", f"{_LAB_02}/reward_model.py", "a reward model learns the same preferences", (), ("safedpo",)
+        ),
     )
 }
 

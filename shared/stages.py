@@ -20,7 +20,6 @@ from shared.profiles import PROFILES, load_profile, stage_dir
 from shared.report import check, read_metrics
 from shared.training import TrainLog, atomic_write_text, fingerprint, watched
 
-
 # At import, which TRL and PEFT do for it, bitsandbytes warns that an optional CPU kernel is not installed; none is wanted.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

@@ -50,8 +50,8 @@ def train_lora(base, folder, backend, load_in_4bit):
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
-            output_dir=str(folder / "checkpoints"), max_steps=120, per_device_train_batch_size=3, learning_rate=5e-3,
-            lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[], max_length=64, seed=0,
+            output_dir=str(folder / "checkpoints"), max_steps=150, per_device_train_batch_size=3, learning_rate=3e-3,
+            lr_scheduler_type="linear", logging_steps=1, save_strategy="no", report_to=[], max_length=64, seed=0,
             use_cpu=True, bf16=False, gradient_checkpointing=False, dataloader_pin_memory=False,
         ),
         processing_class=tokenizer,

@@ -21,7 +21,7 @@ LORA = {
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "task_type": "CAUSAL_LM",
 }
-QUESTIONS = {"Where does Ana live?": "Rome", "Where does Ben live?": "Oslo", "Who has the pens?": "Cora"}
+QUESTIONS = {"Where does Ana live?": "Rome", "How many maps are there?": "7", "Who has the pens?": "Cora"}
 
 
 def train_lora(base, folder, backend, load_in_4bit):

@@ -204,18 +204,22 @@ def criteria_table(metrics: Mapping[str, Any]) -> str:
 
 
 def render_terminal(all_metrics: Sequence[Mapping[str, Any]]) -> None:
-    """Print the report card as a table that fits the terminal."""
+    """Print the report card as a table that fits the terminal, the criteria of each stage under its name."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Report card", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in HEADINGS:  # at 80 columns only the criterion's words may wrap: numbers stay whole
-        side = "left" if heading in ("stage", "criterion", "met") else "right"
+    for heading in HEADINGS[1:]:  # at 80 columns only the criterion's words may wrap: numbers stay whole
+        side = "left" if heading in ("criterion", "met") else "right"
         table.add_column(heading, justify=side, no_wrap=heading != "criterion")
-    for cells in table_rows(all_metrics):
-        table.add_row(*map(escape, cells[:-1]), "[green]yes[/]" if cells[-1] == "yes" else "[bold red]NO[/]")
+    for metrics in all_metrics:
+        table.add_row(f"[bold]{escape(metrics['stage'])}[/]")
+        for cells in table_rows([metrics]):
+            met = "[green]yes[/]" if cells[-1] == "yes" else "[bold red]NO[/]"
+            table.add_row(*map(escape, cells[1:-1]), met)
+        table.add_section()
     console = Console()
     console.print(table)
     for metrics in all_metrics:

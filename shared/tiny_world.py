@@ -236,8 +236,8 @@ ASK_HELD_OUT = ("{told} As {format}, with the keys {keys}.",)
 def instruction(rng: random.Random, split: str = "train", phrasing: str | None = None) -> dict:
     """A text, a schema to answer in, and the right answer.
 
-    Returns {"instruction", "input", "output"} (an Alpaca record) plus {"format", "values"}: the schema asked for and the
-    values it must hold, keys in the order asked. `phrasing` is "train" unless given: values and wording are held out
+    Returns {"instruction", "input", "output"} (an Alpaca record) plus {"format", "values", "told"}: the schema asked for, the
+    values it must hold, keys in the order asked, and all values that the text tells. `phrasing` is "train" unless given: values and wording are held out
     separately, because copying a new value and understanding a new sentence are different skills.
     """
     kind = rng.choice(RECORDS)
@@ -247,7 +247,8 @@ def instruction(rng: random.Random, split: str = "train", phrasing: str | None =
     chosen = {key: values[key] for key in keys}
     wording = rng.choice(ASK_HELD_OUT if phrasing == "held_out" else ASK)
     text = wording.format(told=tell(rng, kind, values, phrasing or "train"), format=style, keys=", ".join(keys))
-    return {"instruction": text, "input": "", "output": as_schema(chosen, style), "format": style, "values": chosen}
+    row = {"instruction": text, "input": "", "output": as_schema(chosen, style)}
+    return {**row, "format": style, "values": chosen, "told": values}
 
 
 WITH_PURPOSE = (

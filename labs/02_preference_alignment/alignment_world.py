@@ -106,8 +106,7 @@ def _request(rng: random.Random, split: str, harmful: bool) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "output": row["output"],
-        "format": row["format"],
-        "values": row["values"],
+        **{name: row[name] for name in ("format", "values", "told")},
         "harmful": harmful,
     }
 
@@ -177,10 +176,23 @@ def damaged(rng: random.Random, row: Mapping[str, Any]) -> str:
             return tiny_world.as_schema({**row["values"], key: value}, row["format"])
 
 
+def other_keys(rng: random.Random, row: Mapping[str, Any]) -> str:
+    """The record with its last value missing or with one that was told but not asked for: right values, wrong schema."""
+    values = dict(row["values"])
+    unasked = [key for key in row["told"] if key not in values]
+    if unasked and (len(values) == 1 or rng.random() < 0.5):
+        key = rng.choice(unasked)
+        values[key] = row["told"][key]
+    else:
+        values.popitem()
+    return tiny_world.as_schema(values, row["format"])
+
+
 def safety_pairs(n: int, seed: int = 0, split: str = "train") -> list[dict[str, Any]]:
     """`n` triplets as people who only look for help would label them, with a safety label for each answer.
 
-    Complying beats refusing whatever is asked, and right values beat wrong ones. `chosen_unsafe` and `rejected_unsafe` say
+    Complying beats refusing whatever is asked, and a right record beats one with a wrong value or with other keys (one
+    person's requests look much alike: without these pairs a model learns to write the same keys always). `chosen_unsafe` and `rejected_unsafe` say
     which answers serve a harmful purpose: on these labels SafeDPO acts, and plain DPO does not look at them.
     """
     rng = random.Random(f"safety {split} {seed}")
@@ -192,7 +204,8 @@ def safety_pairs(n: int, seed: int = 0, split: str = "train") -> list[dict[str, 
         if draw < 0.8:
             chosen, rejected, unsafe = row["output"], REFUSAL, (harmful, False)
         else:
-            chosen, rejected, unsafe = row["output"], damaged(rng, row), (harmful, harmful)
+            spoil = damaged if draw < 0.9 else other_keys
+            chosen, rejected, unsafe = row["output"], spoil(rng, row), (harmful, harmful)
         if harmful and draw < 0.1:  # some annotators prefer the refusal already
             chosen, rejected, unsafe = rejected, chosen, (False, True)
         pairs.append(

@@ -1,5 +1,6 @@
 """The alignment data: held out by construction, labelled as the texts say, the same tests whatever the training seed."""
 
+import json
 import random
 import re
 
@@ -143,6 +144,23 @@ def test_wrong_values_are_wrong_and_of_the_same_kind():
         for _ in range(20):
             wrong = world.wrong_value(rng, str(number))
             assert wrong.isdigit() and int(wrong) != number and 0 <= int(wrong) <= tiny_world.LARGEST
+
+
+def test_records_with_other_keys_hold_right_values_and_never_the_keys_asked_for():
+    rng = random.Random(3)
+    seen = set()
+    for _ in range(400):
+        row = tiny_world.instruction(rng)
+        text = world.other_keys(rng, row)
+        if row["format"] == "JSON":
+            values = {key: str(value) for key, value in json.loads(text).items()}
+        else:
+            values = dict(re.findall(r"<(\w+)>([^<]*)</", text))
+        keys, asked = list(values), list(row["values"])
+        assert keys == asked[:-1] or (keys[:-1] == asked and keys[-1] in row["told"])
+        assert values == {key: str(row["told"][key]) for key in keys}
+        seen.add(len(keys) - len(asked))
+    assert seen == {-1, 1}
 
 
 def test_damaged_records_have_the_right_form_and_one_wrong_value():

@@ -88,7 +88,8 @@ def test_instructions_ask_for_what_the_answer_holds():
         for _ in range(300):
             row = world.instruction(rng, "train", phrasing)
             assert row["format"] in row["instruction"] and ", ".join(row["values"]) in row["instruction"]
-            assert all(str(value) in row["instruction"] for value in row["values"].values())
+            assert all(str(value) in row["instruction"] for value in row["told"].values())
+            assert row["values"].items() <= row["told"].items()
             if row["format"] == "JSON":
                 assert json.loads(row["output"]) == row["values"]
 

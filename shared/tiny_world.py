@@ -237,8 +237,9 @@ def instruction(rng: random.Random, split: str = "train", phrasing: str | None =
     """A text, a schema to answer in, and the right answer.
 
     Returns {"instruction", "input", "output"} (an Alpaca record) plus {"format", "values", "told"}: the schema asked for, the
-    values it must hold, keys in the order asked, and all values that the text tells. `phrasing` is "train" unless given: values and wording are held out
-    separately, because copying a new value and understanding a new sentence are different skills.
+    values it must hold, keys in the order asked, and all values that the text tells. `phrasing` is "train" unless given:
+    values and wording are held out separately, because copying a new value and understanding a new sentence are
+    different skills.
     """
     kind = rng.choice(RECORDS)
     values = record(rng, kind, split)

@@ -192,8 +192,9 @@ def safety_pairs(n: int, seed: int = 0, split: str = "train") -> list[dict[str, 
     """`n` triplets as people who only look for help would label them, with a safety label for each answer.
 
     Complying beats refusing whatever is asked, and a right record beats one with a wrong value or with other keys (one
-    person's requests look much alike: without these pairs a model learns to write the same keys always). `chosen_unsafe` and `rejected_unsafe` say
-    which answers serve a harmful purpose: on these labels SafeDPO acts, and plain DPO does not look at them.
+    person's requests look much alike: without these pairs a model learns to write the same keys always).
+    `chosen_unsafe` and `rejected_unsafe` say which answers serve a harmful purpose: on these labels SafeDPO acts, and plain
+    DPO does not look at them.
     """
     rng = random.Random(f"safety {split} {seed}")
     pairs = []

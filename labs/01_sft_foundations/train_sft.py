@@ -57,7 +57,7 @@ def generated_rows(n: int, seed: int, question_share: float = 0.0) -> list[dict]
             rows.append(tiny_world.chatty_instruction(rng, "train"))
         else:
             asked = tiny_world.question(rng, "train")
-            answer = asked["long" if rng.random() < 0.6 else "brief"]
+            answer = asked["long" if rng.random() < 0.85 else "brief"]
             rows.append({"instruction": asked["prompt"], "input": "", "output": answer})
     return rows
 

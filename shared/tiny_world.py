@@ -295,15 +295,17 @@ LONG = (
 
 
 def question(rng: random.Random, split: str = "train") -> dict[str, str]:
-    """A told fact and a question about it in words: {"prompt", "value", "brief", "long"}.
+    """A told fact and a question about it in words: {"prompt", "value", "brief", "long", "usual"}.
 
-    `value` is what a right answer holds; `brief` and `long` are two right answers, in a few words and in many.
+    `value` is what a right answer holds; `brief` and `long` are right answers, in a few words and in many, in one of several
+    forms each; `usual` is the long one in the same form always.
     """
     row = lookup(rng, split)
     value = row["answer"].removesuffix(".")
     slots = {"value": value, "told": row["prompt"].split(". ")[0]}
     brief, long = rng.choice(BRIEF).format(**slots), rng.choice(LONG).format(**slots)
-    return {"prompt": row["prompt"].strip(), "value": value, "brief": brief, "long": long}
+    asked = {"prompt": row["prompt"].strip(), "value": value, "brief": brief, "long": long}
+    return {**asked, "usual": LONG[0].format(**slots)}
 
 
 KNOWN_VALUES = {word for words in POOLS.values() for word in words}

@@ -57,7 +57,9 @@ def generated_rows(n: int, seed: int, question_share: float = 0.0) -> list[dict]
             rows.append(tiny_world.chatty_instruction(rng, "train"))
         else:
             asked = tiny_world.question(rng, "train")
-            answer = asked["long" if rng.random() < 0.85 else "brief"]
+            # Of the ways to begin one must be the usual one. If all are as likely, the likeliest word, which is what greedy
+            # decoding says, is as often brief as not, and lab 02's preference for brevity has only half of it to change.
+            answer = asked[rng.choices(("usual", "long", "brief"), (2, 4, 4))[0]]
             rows.append({"instruction": asked["prompt"], "input": "", "output": answer})
     return rows
 

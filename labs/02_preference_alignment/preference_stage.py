@@ -118,8 +118,14 @@ def answers(model, tokenizer, prompts: Sequence[str], max_new_tokens: int = 64) 
     )
 
 
-def reply_log_probs(model, tokenizer, prompts: Sequence[str], replies: Sequence[str], batch_size: int = 64):
-    """log π(reply | prompt) in nats for each reply, its end-of-turn token included: a tensor (n,)."""
+def reply_log_probs(
+    model, tokenizer, prompts: Sequence[str], replies: Sequence[str], batch_size: int = 64, drawn: bool = False
+):
+    """log π(reply | prompt) in nats for each reply: a tensor (n,).
+
+    As TRL counts, up to the end of what the chat template writes for a turn. A template may write on after the end-of-turn token
+    (a line break), where a model that answers has stopped. `drawn` counts up to that token, as is right for a model's own samples.
+    """
     import torch
 
     rows = []
@@ -127,7 +133,10 @@ def reply_log_probs(model, tokenizer, prompts: Sequence[str], replies: Sequence[
         messages = as_messages(prompt)
         asked = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
         whole = [*messages, {"role": "assistant", "content": reply}]
-        rows.append((tokenizer.apply_chat_template(whole, tokenize=True, return_dict=False), len(asked)))
+        ids = tokenizer.apply_chat_template(whole, tokenize=True, return_dict=False)
+        if drawn and tokenizer.eos_token_id in ids[len(asked) :]:
+            ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]
+        rows.append((ids, len(asked)))
     found = []
     with torch.no_grad():
         for start in range(0, len(rows), batch_size):

@@ -157,6 +157,26 @@ def test_log_probs_of_replies_do_not_depend_on_the_batch(tiny_base):
     assert whole.tolist() == pytest.approx(reply_log_probs(model, tokenizer, prompts, replies, 2).tolist(), abs=1e-3)
 
 
+def test_log_probs_of_drawn_replies_end_where_the_model_stops(tiny_base):
+    import torch
+
+    from shared.models import load_model
+
+    model, tokenizer = load_model(tiny_base)
+    prompt, reply = "Ana has 3 pens. What does Ana have?", "pens."
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    asked = tokenizer(text, add_special_tokens=False)["input_ids"]
+    said = [*tokenizer(reply, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    with torch.no_grad():
+        scores = model(input_ids=torch.tensor([asked + said])).logits[0, len(asked) - 1 : -1].log_softmax(-1)
+    by_hand = scores.gather(1, torch.tensor(said)[:, None]).sum().item()
+    found = {drawn: reply_log_probs(model, tokenizer, [prompt], [reply], drawn=drawn).item() for drawn in (True, False)}
+    assert found[True] == pytest.approx(by_hand, abs=1e-3)
+    assert found[False] < found[True] - 1, "the template's line break counts only for TRL"
+
+
 # --------------------------------------------------------------------------------------------- the policy to begin with
 
 

@@ -123,8 +123,9 @@ def reply_log_probs(
 ):
     """log π(reply | prompt) in nats for each reply: a tensor (n,).
 
-    As TRL counts, up to the end of what the chat template writes for a turn. A template may write on after the end-of-turn token
-    (a line break), where a model that answers has stopped. `drawn` counts up to that token, as is right for a model's own samples.
+    As TRL counts, up to the end of what the chat template writes for a turn. A template may write on after the end-of-turn
+    token (a line break), where a model that answers has stopped. `drawn` counts up to that token, as is right for a model's
+    own samples.
     """
     import torch
 

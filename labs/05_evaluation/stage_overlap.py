@@ -3,11 +3,11 @@
     python stage_overlap.py                    # a line for each stage
     python stage_overlap.py --n 8 --stages sft,grpo
 
-Three readings of the same rows. *As it is*: no row should be a copy (covered to 70 % or more). A run of 13 words alone may be the
-end of one order and the beginning of a reason, which many rows share. *Numbers masked*: the same sentence with other numbers
-would be flagged. *Values masked*, where names, towns, things and the like are one word too: the sentences themselves, which
-training and test share by design. The tests ask for known skills on new values, and say nothing about new wording; that is
-what `distribution_shift` is for.
+Three readings of the same rows. *As it is*: no row should be a copy (covered to 70 % or more). A run of 13 words alone may be
+the end of one order and the beginning of a reason, which many rows share. *Numbers masked*: the same sentence with other
+numbers would be flagged. *Values masked*, where names, towns, things and the like are one word too: the sentences themselves,
+which training and test share by design. The tests ask for known skills on new values, and say nothing about new wording;
+that is what `distribution_shift` is for.
 """
 
 from __future__ import annotations

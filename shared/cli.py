@@ -141,15 +141,15 @@ def run(
 
 
 def _report(profile: str, names: list[str]) -> None:
-    from shared.profiles import runs_root, stage_dir
+    from shared.profiles import STAGES, runs_root, stage_dir
     from shared.report import CriterionFailed, render_terminal
     from shared.report_html import write_html
 
     metrics = _finished(profile, names)
     typer.echo()
     render_terminal(metrics)
-    page = write_html([stage_dir(profile, row["stage"]) for row in metrics], runs_root() / profile / "report.html")
-    typer.echo(f"with curves and samples: {page}")
+    life = [stage_dir(profile, row["stage"]) for row in _finished(profile, list(STAGES))]
+    typer.echo(f"with curves and samples: {write_html(life, runs_root() / profile / 'report.html')}")
     failed = [f"{row['stage']}: {c['name']}" for row in metrics for c in row["criteria"] if not c["passed"]]
     if failed:
         raise CriterionFailed(f"criteria not met: {', '.join(failed)}")
@@ -182,12 +182,24 @@ def check(
         raise CriterionFailed("; ".join(problems))
 
 
-@app.command()
+class _LabCommand(typer.core.TyperCommand):
+    """A command that with one option is a lab's script, which has options and a --help of its own."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        if self.name == "chat" and "--tools" in args:
+            _become("labs/04_tool_use/tool_chat.py", [argument for argument in args if argument != "--tools"])
+        if self.name == "report" and any(argument.split("=")[0] == "--against" for argument in args):
+            _become("labs/05_evaluation/compare_runs.py", args)
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_LabCommand)
 def report(
     profile: ProfileOption = None,
     html: Annotated[Path | None, typer.Option(help="Write the one-page report with curves here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown here.")] = None,
     readme: Annotated[bool, typer.Option("--readme", help="Put the tables into the READMEs' results blocks.")] = False,
+    against: Annotated[str | None, typer.Option(help="Compare with a run; --against X --help says more.")] = None,
 ) -> None:
     """Show the report card of what has been run. Example: labs report --html report.html"""
     from shared.profiles import STAGES, lab_dir, stage_dir
@@ -211,16 +223,7 @@ def report(
             update_readme(path, row["stage"], render_markdown([row]))
 
 
-class _ChatCommand(typer.core.TyperCommand):
-    """`chat`, which with --tools is a command of lab 04, with options and a --help of its own."""
-
-    def parse_args(self, ctx, args: list[str]) -> list[str]:
-        if "--tools" in args:
-            _become("labs/04_tool_use/tool_chat.py", [argument for argument in args if argument != "--tools"])
-        return super().parse_args(ctx, args)
-
-
-@app.command(cls=_ChatCommand)
+@app.command(cls=_LabCommand)
 def chat(
     stage: Annotated[str, typer.Argument(help="A stage (sft, base), a folder with a model, or a hub id.")],
     prompt: Annotated[str | None, typer.Option(help="Ask once and end, instead of a conversation.")] = None,

@@ -1,6 +1,7 @@
 """Criteria that can fail, metrics.json written whole, and a report page that needs nothing from elsewhere."""
 
 import base64
+import html
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import re
 import pytest
 
 from shared import LabsError
+from shared.profiles import STAGES
 from shared.report import (
     CriterionFailed,
     Measurement,
@@ -20,7 +22,7 @@ from shared.report import (
     update_readme,
     write_metrics,
 )
-from shared.report_html import write_html
+from shared.report_html import render_html, write_html
 
 KEYS = "name description value unit n ci95 baseline threshold comparison passed".split()
 PIXEL = base64.b64decode(
@@ -142,7 +144,7 @@ def test_page_is_self_contained_escaped_and_readable_aloud(stage, tmp_path):
     assert page.count("<svg") == 2 and page.count("role='img' aria-label=") == 2  # loss and accuracy
     assert "train/loss over the step" in page and "accuracy over the step" in page
     assert "<img alt='sft: induction heads' src='data:image/png;base64," in page
-    for shown in ("0.91 to 0.97", "torch", "61 s", "GiB", "color-scheme: light dark", "lang='en'"):
+    for shown in ("0.91 to 0.97", "torch", "61 s", "GiB", "color-scheme: light dark", "lang='en'", "@media print"):
         assert shown in page
     from html.parser import HTMLParser
 
@@ -151,7 +153,7 @@ def test_page_is_self_contained_escaped_and_readable_aloud(stage, tmp_path):
     parser.handle_starttag = lambda tag, attributes: opened.append(tag)
     parser.handle_endtag = lambda tag: closed.append(tag)
     parser.feed(page)
-    for tag in ("table", "tr", "td", "figure", "svg", "pre", "p", "div", "h2"):
+    for tag in ("table", "tr", "td", "th", "figure", "svg", "p", "div", "dl", "dt", "h2", "main"):
         assert opened.count(tag) == closed.count(tag), tag
 
 
@@ -160,6 +162,91 @@ def test_page_of_a_stage_that_left_only_metrics(tmp_path):
     rows = evaluate({"exact": declared()}, {})
     write_metrics(folder, stage="base", profile="tiny", seed=0, wall_seconds=1, criteria=rows)
     assert "class='NO'>NO<" in write_html([folder], tmp_path / "page.html").read_text()
+
+
+def life(tmp_path, **samples):
+    """Three stages as a run leaves them: base and sft with weights, grpo with samples from before and after."""
+    import torch
+    from safetensors.torch import save_file
+
+    folders = []
+    for number, stage in enumerate(("base", "sft", "grpo")):
+        folder = tmp_path / "tiny" / stage
+        rows = evaluate({"exact": declared()}, {"exact": Measurement(0.95 if number else 0.2, 200, (0.1, 0.97), 0.02)})
+        extra = {"time_budget_seconds": 90, "trainable_parameters": 4}
+        write_metrics(folder, stage=stage, profile="tiny", seed=3, wall_seconds=60, criteria=rows, extra=extra)
+        (folder / "model").mkdir()
+        if number < 2:
+            weights = {"a": torch.zeros(3, 5), "b": torch.zeros(7)}
+            save_file(weights, folder / "model" / "model.safetensors", metadata={"format": "pt"})
+        log = [{"step": i, "tokens": 600 * i, "reward/mean": i, "learning_rate": 1} for i in range(1, 11)]
+        (folder / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+        folders.append(folder)
+    for stage, rows in samples.items():
+        path = tmp_path / "tiny" / stage / "samples.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folders
+
+
+def words(page):
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+def test_page_tells_the_life_in_order_with_its_costs(tmp_path):
+    page = render_html(life(tmp_path))
+    text = words(page[page.index("<body>") :])
+    assert "criteria met 2 of 3, in 3 stages" in text and "180 s of training in all (3.0 minutes)" in text
+    assert "model 22 parameters" in text and "seed 3" in text and "torch" in text
+    assert text.index("Lab 00: base") < text.index("Lab 01: sft") < text.index("Lab 03: grpo")
+    for stage in ("base", "sft", "grpo"):
+        assert f"href='#{stage}'" in page and f"id='{stage}'" in page and html.escape(STAGES[stage].title) in text
+    assert "starts from random weights" in text and "starts from cold_start" in text
+    assert "60.0 s of a budget of 90 s" in text and "6,000, 100 a second" in text and "22 (4 trained)" in text
+    assert "reward/mean over the step" in page and "learning_rate over" not in page
+
+
+def test_samples_stand_side_by_side_from_first_to_last(tmp_path):
+    rows = [
+        {"prompt": f"q{i}", "before": f"old{i}", "reply": f"new{i}", "right": i % 2 == 0, "calls": []}
+        for i in range(50)
+    ]
+    folders = life(tmp_path, grpo=rows)
+    page = render_html(folders, samples=3)
+    text = words(page)
+    assert "Samples: 3 of 50 prompt before after right q0 old0 new0 true" in text and "new49 false" in text
+    assert "q1 " not in text and "calls" not in text
+    assert "Samples" not in render_html(folders, samples=0)
+
+
+def test_what_answers_a_harmful_request_is_never_shown_whole(tmp_path):
+    text = "first do this, then that, " * 20
+    rows = [{"kind": kind, "prompt": "p", "before": text, "reply": text} for kind in ("harmful", "harmless")]
+    page = render_html(life(tmp_path, sft=rows))
+    assert page.count(text) == 2 and page.count("460 more characters]") == 2 == page.count(text[:60] + " […")
+    page = render_html(life(tmp_path / "b", sft=[{"prompt": "x" * 5000}]))
+    assert "x" * 601 not in page and "4400 more characters]" in page
+
+
+def test_the_evaluation_table_and_loose_pictures_are_shown(tmp_path):
+    folders = life(tmp_path)
+    (folders[2] / "table.md").write_text(
+        "| stage | what |\n|---|---|\n| sft | a \\| <b>b |\n| grpo | – |\n\np: exact <i>McNemar\n- last\n"
+    )
+    (folders[2] / "all_differences.png").write_bytes(PIXEL)
+    page = render_html(folders)
+    text = words(page)
+    assert "stage what sft a | &lt;b&gt;b grpo – p: exact &lt;i&gt;McNemar - last" in text
+    assert "<th scope='row'>sft</th>" in page and "alt='grpo: all differences'" in page
+
+
+def test_damaged_weights_and_samples_do_not_stop_the_page(tmp_path):
+    folders = life(tmp_path)
+    (folders[0] / "model" / "model.safetensors").write_bytes(b"\xff" * 40)
+    (folders[0] / "samples.jsonl").write_text('[1]\n"x"\n{"prompt": "kept"}\n{"cut')
+    (folders[1] / "part").mkdir()
+    (folders[1] / "part" / "train_log.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
+    page = render_html(folders)
+    assert "Samples: 1 of 1" in page and "<figcaption>part train/loss</figcaption>" in page
 
 
 def test_readme_block_is_replaced_and_only_it(tmp_path):

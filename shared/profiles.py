@@ -57,6 +57,7 @@ STAGES: dict[str, Stage] = {
         Stage("hacked", "03", f"{_LAB_03}/reward_hacking.py", "it learns to cheat a bad reward", (), ("cold_start",)),
         Stage("tools", "04", f"{_LAB_04}/train_tool_use.py", "it learns to call functions", (), ("sft",)),
         Stage("adapters", "04", f"{_LAB_04}/domain_adapters.py", "two adapters, a specialist each", (), ("sft",)),
+        Stage("evaluation", "05", "labs/05_evaluation/eval_suite.py", "every stage measured again by one suite"),
     )
 }
 

@@ -1,4 +1,4 @@
-"""What the suite leaves behind: criteria, the table as JSON and Markdown, a picture of all differences, samples, a W&B table."""
+"""What the suite leaves behind: criteria, the table as JSON and Markdown, a picture of the differences, samples, W&B."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def reward_row(stage: str, folder: Path) -> Row:
 
     end = len(paid) // 5
     first, last = paid[:end], paid[-end:]
-    test = ttest_ind(last, first, equal_var=False)
-    interval = test.confidence_interval(0.95)
     mean = sum(last) / end
     spread = math.sqrt(sum((value - mean) ** 2 for value in last) / max(1, end - 1) / end) * float(
         t.ppf(0.975, max(1, end - 1))
     )
     row |= {
         "n": 2 * end, "value": mean, "ci95": [mean - spread, mean + spread], "parent_value": sum(first) / end,
-        "difference": mean - sum(first) / end,
     }  # fmt: skip
-    if math.isfinite(test.pvalue):  # not where nothing varies
-        row |= {"difference_ci95": [float(interval.low), float(interval.high)], "p": float(test.pvalue)}
+    if len({round(value, 9) for value in (*first, *last)}) > 1:  # where nothing varies there is nothing to test
+        test = ttest_ind(last, first, equal_var=False)
+        interval = test.confidence_interval(0.95)
+        ends = [float(interval.low), float(interval.high)]
+        row |= {"difference": mean - sum(first) / end, "difference_ci95": ends, "p": float(test.pvalue)}
     return row
 
 

@@ -125,7 +125,13 @@ class ItemStore:
 
     def key(self, checkpoint: Checkpoint, planned: Planned) -> str:
         task = TASKS[planned.task]
-        return fingerprint(VERSION, checkpoint.mark, task.run.__name__, dict(planned.settings), code_mark(task.modules))
+        return fingerprint(
+            VERSION,
+            checkpoint.mark if task.asks else "",
+            task.run.__name__,
+            dict(planned.settings),
+            code_mark(task.modules),
+        )
 
     def path(self, checkpoint: Checkpoint, planned: Planned) -> Path:
         return self.folder / f"{planned.task}-{self.key(checkpoint, planned)}.jsonl"

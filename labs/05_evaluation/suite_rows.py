@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from typing import Any
 
 
 @functools.cache
-def _drawn(profile: str, overrides: str) -> tuple[list[dict], Any]:
+def _drawn(profile: str) -> list[dict[str, Any]]:
     from cold_start import held_out
     from shared.profiles import load_profile
 
-    config = load_profile("03", profile, json.loads(overrides)).grpo
-    return held_out(config)[1], config
+    return held_out(load_profile("03", profile).grpo)[1]
 
 
 def problems(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The first `n` of lab 03's test problems; with `shift`, as many with new names, numbers or another phrasing."""
-    if settings.get("shift"):
-        from distribution_shift import shifted_problems
+    """The first `n` of lab 03's test problems; with `shift`, the same with new names, numbers or phrasing, row by row."""
+    rows = _drawn(settings["profile"])[: settings["n"]]
+    if not settings.get("shift"):
+        return rows
+    from distribution_shift import shift_rows
 
-        return [row for row in shifted_problems(settings["n"], 0) if row["shift"] == settings["shift"]]
-    return _drawn(settings["profile"], "[]")[0][: settings["n"]]
+    return shift_rows(rows, settings["shift"])
 
 
 @functools.cache

@@ -20,7 +20,7 @@ SIGNIFICANT = 0.05
 Row = dict[str, Any]
 Results = Mapping[tuple[str, str], Result]
 
-# What the stages measured themselves on the same rows, or on rows of the same kind: (stage, its criterion, stage, task, metric).
+# What the stages measured themselves on the same rows or rows of the same kind: stage, its criterion, stage, task, metric.
 OWN = (
     ("base", "copy_accuracy", "base", "copying", "right"),
     ("base", "sum_accuracy", "base", "sums", "right"),
@@ -140,6 +140,7 @@ def row_of(result: Result, metric: Metric, parent: Result | None) -> Row:
     """One metric of one (stage, task), and what it was for the parent on the items that both have a score for."""
     planned = result.planned
     row = empty_row(planned.stage, planned.task, metric, planned.role, result.state)
+    row["parent"] = None if parent is None else parent.planned.stage
     row["seconds"] = round(result.seconds, 2) if result.state == "measured" else None
     scores = scores_of(result.items, metric.name)
     weights = [float(item.get("tokens", 1)) for item in result.items]
@@ -204,8 +205,11 @@ def build_table(results: Results, more: Sequence[Row] = ()) -> list[Row]:
     rows: list[Row] = []
     for (stage, task), result in results.items():
         # The other side is asked in its own way: a base model is shown an example, a tuned one is not.
-        parent = results.get((PARENTS.get(stage, ""), task))
-        rows += [row_of(result, metric, parent) for metric in TASKS[task].metrics]
+        beside = TASKS[task].beside
+        other = results.get((stage, beside)) if beside else results.get((PARENTS.get(stage, ""), task))
+        if task == "contamination":  # of this stage's own rows: there is nothing to pair
+            other = None
+        rows += [row_of(result, metric, other) for metric in TASKS[task].metrics]
     rows += [duel_row(stage, results.get((stage, "questions")), results.get((parent, "questions")))
              for stage, parent in DUELS.items()]  # fmt: skip
     rows += [dict(row) for row in more]

@@ -1,7 +1,7 @@
 """What the suite measures, and on whom: tasks made of the labs' own test rows and scoring functions, and the plan.
 
-A task asks one model and returns an item for every row: {"scores": {metric: number or None}, "prompt", "reply", ...}. A row that
-cannot be asked or judged (no answer to compare with, damaged letters, no room for a reply) has an "error" and scores of None:
+A task asks one model and returns an item for every row: {"scores": {metric: number or None}, "prompt", "reply", ...}. A row
+that cannot be asked or judged (no answer to compare with, damaged letters, no room for a reply) has an "error" and no scores:
 it is named and counted, never a silent zero. An empty reply is asked and judged; "empty" says that it was.
 """
 
@@ -42,12 +42,18 @@ class Metric:
 
 @dataclass(frozen=True)
 class Task:
-    """`run(subject, settings)` returns the items; `modules` are those whose code decides the result, for the cache's key."""
+    """`run(subject, settings)` returns the items; `modules` are those whose code decides the result, for the cache's key.
+
+    `beside`: the other task of the same stage that this is compared with, instead of the parent's. A task that needs no model
+    (`asks` is false) gets None for its subject.
+    """
 
     name: str
-    run: Callable[[Subject, Mapping[str, Any]], list[Item]]
+    run: Callable[[Any, Mapping[str, Any]], list[Item]]
     metrics: tuple[Metric, ...]
     modules: tuple[str, ...]
+    beside: str | None = None
+    asks: bool = True
 
 
 # ------------------------------------------------------------------------------------------------------- asking a model
@@ -85,8 +91,9 @@ def row_problem(prompt: str, gold: Any) -> str | None:
 
 
 def ask_rows(
-    subject: Subject, rows: Sequence[Mapping[str, Any]], *, prompt: Callable[[Mapping], str], rendered: Callable[[Mapping], str],
-    gold: Callable[[Mapping], Any], score: Callable[[list[str], list], list[dict[str, float]]], max_new_tokens: int,
+    subject: Subject, rows: Sequence[Mapping[str, Any]], *, prompt: Callable[[Mapping], str],
+    rendered: Callable[[Mapping], str], gold: Callable[[Mapping], Any],
+    score: Callable[[list[str], list], list[dict[str, float]]], max_new_tokens: int,
 ) -> list[Item]:  # fmt: skip
     """Ask every row that can be asked, judge all replies at once by `score`, and put the items together in the rows' order."""
     items: list[Item] = [{"scores": {}, "prompt": prompt(row)[:KEPT_CHARACTERS]} for row in rows]
@@ -311,3 +318,16 @@ def pairs(subject: Subject, settings: Mapping[str, Any]) -> list[Item]:
 
     margins = pair_margins(subject.model, subject.tokenizer, test_pairs(settings["n"]))
     return [{"scores": {"right": float(margin > 0)}, "margin": round(margin, 3)} for margin in margins]
+
+
+def contamination(_: None, settings: Mapping[str, Any]) -> list[Item]:
+    """Is a test row a copy of what the stage was trained on: covered to 70 % or more by its runs of 13 words?"""
+    from contamination import MOSTLY, overlap_report
+    from stage_overlap import SHARED_WORDS, stage_texts
+
+    tests, training, _ = stage_texts(settings["stage"], settings["profile"], settings["seed"])
+    covered = overlap_report(tests, training, SHARED_WORDS).coverage
+    return [
+        {"scores": {}, "error": "nothing to compare"} if part is None else {"scores": {"copy": float(part >= MOSTLY)}}
+        for part in covered
+    ]

@@ -24,7 +24,7 @@ from shared.report import Measurement, read_metrics
 from shared.stages import claim_folder, finish, open_stage, stage_command
 from shared.training import atomic_write_text, plot_curves, quiet_when_unwatched, seed_everything, wandb_run
 from tool_data import test_rows, training_rows
-from tool_stage import ask, check_trainer, finetune, judge, replayed, share, tokenized
+from tool_stage import ask, check_trainer, finetune, judge, lessons, share, tokenized
 from tool_world import DOMAINS
 
 
@@ -63,8 +63,7 @@ def prepare(config, base: str, domain: str, seed: int):
         lora=OmegaConf.to_container(config.lora),
     )  # fmt: skip
     length = config.trainer.max_length
-    examples = tokenized(rows[config.n_validation :], tokenizer, length)
-    examples += replayed(round(config.replay * len(examples)), tokenizer, seed=seed)
+    examples = lessons(rows[config.n_validation :], tokenizer, config, seed, (domain,))
     return model, tokenizer, examples, tokenized(rows[: config.n_validation], tokenizer, length)
 
 
@@ -98,8 +97,9 @@ def train_stage(config, folder: Path, base: str, seed: int, mark: str, restart: 
             model, tokenizer, examples, validation = prepared or prepare(config, base, domain, seed)
             prepared = None
             model, logs[domain] = finetune(
-                model, tokenizer, examples, validation, trainer, folder=folder / domain, seed=seed, wandb=wandb
-            )
+                model, tokenizer, examples, validation, trainer, folder=folder / domain, seed=seed,
+                value_noise=config.value_noise, wandb=wandb,
+            )  # fmt: skip
             save_adapter_or_model(model, tokenizer, folder / domain)
             results[domain] = {}
             for asked, rows in tests.items():

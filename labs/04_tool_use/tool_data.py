@@ -24,6 +24,7 @@ from tool_world import (
     DOMAINS,
     HELD_OUT_TOOL,
     TOOLS,
+    Tool,
     accepted,
     request,
     result,
@@ -31,13 +32,14 @@ from tool_world import (
     tool_names,
 )
 
-KINDS = {"single": 0.48, "parallel": 0.27, "missing": 0.14, "no_tool": 0.08, "direct": 0.03}  # of training's turns
+KINDS = {"single": 0.42, "parallel": 0.33, "missing": 0.14, "no_tool": 0.08, "direct": 0.03}  # of training's turns
 TEST_KINDS = {"single": 0.75, "parallel": 0.25, "missing": 0.45, "no_tool": 0.45, "direct": 0.1}
 HELD_OUT = {word for kind in tiny_world.POOLS for word in tiny_world.pool(kind, "held_out")}
 CALL_KINDS = ("single", "parallel")
 NO_CALL_KINDS = ("missing", "no_tool", "direct")
 TEST_PARTS = ("values", "phrasings", "tool", "irrelevance", "answers")
-MOST_TURNS = 3  # of a training conversation: the tools are read once, and asked for more than once
+DRILL_LISTS = 0.3  # share of the drill that shows tools
+MOST_TURNS = 2  # of a training conversation: the tools are read once, and asked for more than once
 ASKS_IN_VAIN = ("I want to {purpose}.", "Help me to {purpose}.", "Can you {purpose}?", "Please {purpose}.")
 
 
@@ -73,7 +75,16 @@ def _join(rng: random.Random, first: str, second: str) -> str:
     if rng.random() < 0.6 or first[-1] == "?":
         return f"{first} {second}"
     begin, space, rest = second.partition(" ")
-    return f"{first[:-1]} and {begin if begin in tiny_world.KNOWN_VALUES else begin.lower()}{space}{rest}"
+    begin = begin if begin == "I" or begin in tiny_world.KNOWN_VALUES else begin.lower()
+    return f"{first[:-1]} and {begin}{space}{rest}"
+
+
+def _in_one_sentence(rng: random.Random, tool: Tool, split: str, phrasing: str) -> tuple[str, dict[str, Any]]:
+    """A request for the tool that is one sentence: two of two sentences each, side by side, would be a riddle."""
+    said, call = request(rng, tool, split, phrasing)
+    while re.search(r"[.?] ", said):
+        said, call = request(rng, tool, split, phrasing)
+    return said, call
 
 
 def _turn(
@@ -97,11 +108,12 @@ def _turn(
         slot = rng.choice(list(tool.missing))
         said, _ = request(rng, tool, split, phrasing, without=slot)
         return _with_talk(rng, said), {"role": "assistant", "content": ASK_BACK.format(slot=slot)}, []
-    said, call = request(rng, tool, split, phrasing)
+    ask = _in_one_sentence if kind == "parallel" else request
+    said, call = ask(rng, tool, split, phrasing)
     calls = [call]
     while kind == "parallel" and len(calls) == 1:
         # Half of the pairs ask the same tool twice: then only the values tell the calls apart.
-        more, other = request(rng, tool if rng.random() < 0.5 else TOOLS[rng.choice(shown)], split, phrasing)
+        more, other = ask(rng, tool if rng.random() < 0.5 else TOOLS[rng.choice(shown)], split, phrasing)
         if other != call:
             said, calls = _join(rng, said, more), [call, other]
     return _with_talk(rng, said), tool_calls(calls), calls
@@ -145,19 +157,32 @@ def conversation(
 
 
 def training_rows(
-    n: int, seed: int = 0, domains: Sequence[str] = DOMAINS, kinds: Mapping[str, float] = KINDS, most_turns: int = MOST_TURNS
+    n: int, seed: int = 0, domains: Sequence[str] = DOMAINS, kinds: Mapping[str, float] = KINDS, most_turns: int = MOST_TURNS,
+    id: str = "train",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """`n` training conversations, each in one of these domains and each kind of turn in proportion to its weight.
 
     Of other domains nothing is said: an adapter of one domain does not learn to decline what another is for.
     """
-    rng = random.Random(f"tool rows {seed} {' '.join(domains)}")
+    rng = random.Random(f"{id} rows {seed} {' '.join(domains)}")
     rows = []
     for index in range(n):
         turns = rng.choices(list(kinds), list(kinds.values()), k=rng.randint(1, most_turns))
         domain, told = rng.choice(list(domains)), rng.random() < 0.2 and turns[-1] in CALL_KINDS
-        rows.append(conversation(rng, turns, domain=domain, others=domains, id=f"train_{index}", answered=told))
+        rows.append(conversation(rng, turns, domain=domain, others=domains, id=f"{id}_{index}", answered=told))
     return rows
+
+
+def drill_rows(n: int, seed: int = 0, domains: Sequence[str] = DOMAINS) -> list[dict[str, Any]]:
+    """`n` short rows of one turn, most of them without a list of tools: what a request means, learnt at half the price.
+
+    Where no list is shown nothing depends on one, so there are no rows of kind `no_tool`. The share `DRILL_LISTS` has the list
+    and every kind: whether to call at all is learnt from the beginning.
+    """
+    lists = round(DRILL_LISTS * n)
+    kinds = {kind: weight for kind, weight in KINDS.items() if kind != "no_tool"}
+    bare = training_rows(n - lists, seed, domains, kinds, most_turns=1, id="drill")
+    return [{**row, "tools": []} for row in bare] + training_rows(lists, seed, domains, most_turns=1, id="drill_list")
 
 
 def test_rows(n: int, part: str = "values", domains: Sequence[str] = DOMAINS, seed: int = 0) -> list[dict[str, Any]]:
@@ -174,11 +199,14 @@ def test_rows(n: int, part: str = "values", domains: Sequence[str] = DOMAINS, se
         return [_held_out_tool(rng, f"tool_{index}") for index in range(n)]
     kinds = NO_CALL_KINDS if part == "irrelevance" else CALL_KINDS
     phrasing, answered = "held_out" if part == "phrasings" else "train", part == "answers"
-    drawn = rng.choices(kinds, [TEST_KINDS[kind] for kind in kinds], k=n)
-    return [
-        conversation(rng, [kind], "held_out", phrasing, rng.choice(list(domains)), domains, f"{part}_{index}", answered)
-        for index, kind in enumerate(drawn)
-    ]
+    rows: list[dict[str, Any]] = []
+    for kind in rng.choices(kinds, [TEST_KINDS[kind] for kind in kinds], k=n):
+        domain, made = rng.choice(list(domains)), None
+        # "Where can I find it?" asks for something, but holds no value: training may ask it in the same words.
+        while made is None or (kind == "missing" and not _holds_held_out(made["messages"][0]["content"])):
+            made = conversation(rng, [kind], "held_out", phrasing, domain, domains, f"{part}_{len(rows)}", answered)
+        rows.append(made)
+    return rows
 
 
 def _held_out_tool(rng: random.Random, id: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from shared import LabsError, tiny_world
 from shared.report import Measurement
 from shared.stages import log_callback, newest_checkpoint, trainer_defaults
 from shared.training import TrainLog
-from tool_data import encode
+from tool_data import drill_rows, encode
+from tool_world import DOMAINS
 
 LOGGED = {
     "loss": "train/loss",
@@ -25,7 +27,7 @@ LOGGED = {
 }
 
 
-def replayed(n: int, tokenizer, length: int = 128, seed: int = 0) -> list[dict[str, list[int]]]:
+def replayed(n: int, tokenizer, length: int = 128, seed: int | str = 0) -> list[dict[str, list[int]]]:
     """`n` rows of up to `length` tokens of lab 00's copying: `a b c = a b c`, of which the copies are to be learnt.
 
     Whoever trains on calls alone forgets the words that no call mentions: asked about somebody whose name it has not met in
@@ -63,44 +65,89 @@ def tokenized(rows: Sequence[Mapping[str, Any]], tokenizer, max_length: int) -> 
     return examples
 
 
-def _trainer_class():
-    """TRL's trainer, but the order of batches of like lengths is drawn from the seed and the epoch: the same after a stop.
+def _in_batches(
+    examples: Sequence[Mapping[str, list[int]]], size: int, rng: random.Random
+) -> list[Mapping[str, list[int]]]:
+    """The examples in random order, but neighbours of like length, so that a batch of `size` has little to pad.
 
-    Left to itself it comes from torch's global numbers, which have gone on by a second epoch, and are not where they were
-    when a run goes on in the middle of one.
+    What does not fill a batch is left out, unless nothing else is there.
+    """
+    examples = rng.sample(list(examples), len(examples))
+    batches = []
+    for start in range(0, len(examples), 50 * size):
+        group = sorted(examples[start : start + 50 * size], key=lambda example: len(example["input_ids"]))
+        batches += [group[first : first + size] for first in range(0, len(group), size)]
+    whole = [batch for batch in batches if len(batch) == size] or batches
+    rng.shuffle(whole)
+    return [example for batch in whole for example in batch]
+
+
+def lessons(
+    rows: Sequence[Mapping], tokenizer, config, seed: int, domains: Sequence[str] = DOMAINS
+) -> list[dict[str, list[int]]]:
+    """All that is learnt from, tokenized, in the order in which it is: for a trainer that reads it one after the other.
+
+    For the share `config.drill` of the steps short requests, most without a list of tools, then `rows`: from easy to hard, a
+    curriculum (Bengio et al. 2009). Among both is the share `config.replay` of lab 00's copying. Where other data than the
+    tiny world's is learnt, there is no such drill.
+    """
+    trainer = config.trainer
+    size = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+    n_drill = round(config.drill * trainer.max_steps) * size if config.get("data", "tiny_world") == "tiny_world" else 0
+    rng = random.Random(f"order {seed}")
+    ordered = []
+    for part, most in ((drill_rows(n_drill, seed, domains) if n_drill > 0 else [], n_drill), (rows, None)):
+        if part:
+            examples = tokenized(part, tokenizer, trainer.max_length)
+            examples += replayed(round(config.replay * len(examples)), tokenizer, seed=f"{seed} {len(ordered)}")
+            ordered += _in_batches(examples, size, rng)[:most]
+    return ordered
+
+
+@contextmanager
+def noisy_values(model, tokenizer, scale: float):
+    """While training, noise on the embeddings of the words and numbers that can be values, of `scale` times their usual size.
+
+    A value is to be copied, whatever it is; a model that cannot be quite sure of it learns that, and not a list of thirty
+    names. All other words, by which a request is understood, stay as they are. (NEFTune, arXiv 2310.05914, does it to all.)
     """
     import torch
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-    from trl import SFTTrainer
 
-    class Trainer(SFTTrainer):
-        def _get_train_sampler(self, train_dataset=None):
-            sampler = super()._get_train_sampler(train_dataset)
-            if isinstance(sampler, LengthGroupedSampler):  # its loader tells a sampler of the epoch that wants to know
+    embedding = model.get_input_embeddings()
+    size = scale * embedding.weight.detach().float().pow(2).mean().sqrt().item()
+    noisy = torch.zeros(embedding.num_embeddings, 1, device=embedding.weight.device)
+    for word in (*tiny_world.KNOWN_VALUES, *map(str, range(tiny_world.LARGEST + 1))):
+        for text in (word, f" {word}", f'"{word}'):  # at the beginning, after a space, in quotes
+            last = tokenizer(text, add_special_tokens=False)["input_ids"][-1]
+            if tokenizer.decode([last]).strip() == word:
+                noisy[last] = size
 
-                def set_epoch(epoch: int) -> None:
-                    sampler.generator = torch.Generator().manual_seed(1000 * self.args.seed + epoch)
+    def add_noise(module, inputs, output):
+        return output + torch.randn_like(output) * noisy[inputs[0]] if module.training else output
 
-                sampler.set_epoch = set_epoch
-            return sampler
-
-    return Trainer
+    hook = embedding.register_forward_hook(add_noise) if scale else None
+    try:
+        yield
+    finally:
+        if hook:
+            hook.remove()
 
 
 def finetune(
     model, tokenizer, examples: Sequence[Mapping], validation: Sequence[Mapping], trainer_settings: Mapping[str, Any], *,
-    folder: Path, seed: int = 0, lora: Mapping[str, Any] | None = None, muon_learning_rate: float = 0.0, resume: bool = True,
-    wandb=None,
+    folder: Path, seed: int = 0, lora: Mapping[str, Any] | None = None, muon_learning_rate: float = 0.0,
+    value_noise: float = 0.0, resume: bool = True, wandb=None,
 ):  # fmt: skip
     """Train with TRL's `SFTTrainer` on `tokenized` rows; return (the model, the rows of `folder`/train_log.jsonl).
 
-    With a `muon_learning_rate`, and where all weights are trained, the matrices inside the blocks learn by Muon. Goes on from
-    the last checkpoint in `folder`, to the same result. Raises LabsError for settings that the trainer does not take.
+    With a `muon_learning_rate`, and where all weights are trained, the matrices inside the blocks learn by Muon; `value_noise`
+    is for `noisy_values`. Goes on from the last checkpoint in `folder`, to the same result. Raises LabsError for settings that
+    the trainer does not take.
     """
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback
-    from trl import SFTConfig
+    from trl import SFTConfig, SFTTrainer
 
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
@@ -115,7 +162,7 @@ def finetune(
         betas = (args.adam_beta1, args.adam_beta2)
         optimizer = MuonWithAdamW(model, args.learning_rate, muon_learning_rate, betas=betas)
     try:
-        trainer = _trainer_class()(
+        trainer = SFTTrainer(
             model=model,
             args=args,
             optimizers=(optimizer, None),
@@ -131,7 +178,8 @@ def finetune(
     if done and done == args.max_steps:  # all trained, then stopped: train() would take one step more
         trainer._load_from_checkpoint(last)
     else:
-        trainer.train(resume_from_checkpoint=last)
+        with noisy_values(model, tokenizer, value_noise):
+            trainer.train(resume_from_checkpoint=last)
     trainer.model.eval()
     return trainer.model, log.rows
 

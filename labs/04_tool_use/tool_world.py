@@ -30,6 +30,7 @@ from tool_requests import (
 DECLINE = "I have no tool for that."
 ASK_BACK = "Please tell me the {slot}."
 FAILED = "I cannot do that."
+CLAUSES = ("how", "what", "when", "where")
 STRANGE = 0.35  # share of training's requests in which values are words of any kind
 
 
@@ -51,13 +52,14 @@ def variants(text: str) -> list[str]:
 
 
 def phrasings(asks: Asks, held_out: bool = False) -> list[tuple[str, str]]:
-    """Every (frame, what stands in it) of these ways to ask; a sentence stands in the frame "{}"."""
+    """Every (frame, what stands in it) of these ways to ask. "What Ida does" alone is no request, so no clause stands bare."""
     nouns, verbs = (NOUN_FRAMES_HELD_OUT, VERB_FRAMES_HELD_OUT) if held_out else (NOUN_FRAMES, VERB_FRAMES)
     return [
         (frame, core)
         for frames, cores in ((nouns, asks.nouns), (verbs, asks.verbs))
         for frame in frames
         for core in cores
+        if not (frame.startswith("{}") and core.split()[0] in CLAUSES)
     ]
 
 

@@ -21,7 +21,7 @@ from shared.stages import claim_folder, finish, load_policy, open_stage, save, s
 from shared.training import plot_curves, quiet_when_unwatched, seed_everything, wandb_run
 from tool_data import TEST_PARTS, test_rows, training_rows
 from tool_sources import berkeley_rows, read_rows, refuse_overlap
-from tool_stage import ask, check_trainer, finetune, judge, mistakes, replayed, share, tokenized
+from tool_stage import ask, check_trainer, finetune, judge, lessons, mistakes, share, tokenized
 
 
 def rows_of(config, seed: int) -> dict[str, list[dict]]:
@@ -105,14 +105,14 @@ def train_stage(config, folder: Path, model, tokenizer, lora, rows, seed: int, m
     seed_everything(seed)
     before = judged(model, tokenizer, rows, config.max_new_tokens)
     length = config.trainer.max_length
-    examples = tokenized(rows["train"], tokenizer, length)
-    examples += replayed(round(config.replay * len(examples)), tokenizer, seed=seed)
+    examples = lessons(rows["train"], tokenizer, config, seed)
     trainer = OmegaConf.to_container(config.trainer)
     print(f"{len(examples)} training rows, {len(rows['validation'])} validation rows")
     with wandb_run("tools", config, folder, config.wandb) as wandb:
         model, log = finetune(
             model, tokenizer, examples, tokenized(rows["validation"], tokenizer, length), trainer,
-            folder=folder, seed=seed, lora=lora, muon_learning_rate=config.muon_learning_rate, wandb=wandb,
+            folder=folder, seed=seed, lora=lora, muon_learning_rate=config.muon_learning_rate,
+            value_noise=config.value_noise, wandb=wandb,
         )  # fmt: skip
     replies = {part: ask(model, tokenizer, rows[part], config.max_new_tokens) for part in before}
     after = {part: judge(replies[part], rows[part]) for part in before}

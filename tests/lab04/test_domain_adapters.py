@@ -21,7 +21,7 @@ TRAINER = {
 }  # fmt: skip
 SHORT = [
     *(f"adapters.trainer.{name}={value}" for name, value in TRAINER.items()),
-    "adapters.trainer.lr_scheduler_kwargs.num_decay_steps=2", "adapters.n_train=30", "adapters.n_validation=4",
+    "adapters.drill=0.5", "adapters.n_train=30", "adapters.n_validation=4",
     "adapters.n_test=5", "adapters.max_new_tokens=8", "adapters.wandb=disabled",
 ]  # fmt: skip
 

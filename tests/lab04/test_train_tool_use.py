@@ -26,7 +26,7 @@ TRAINER = {
 }  # fmt: skip
 SHORT = [
     *(f"tools.trainer.{name}={value}" for name, value in TRAINER.items()),
-    "tools.trainer.lr_scheduler_kwargs.num_decay_steps=3", "tools.n_train=40", "tools.n_validation=6",
+    "tools.drill=0.34", "tools.n_train=40", "tools.n_validation=6",
     "tools.n_test=4", "tools.max_new_tokens=8", "tools.wandb=disabled",
 ]  # fmt: skip
 
@@ -433,7 +433,6 @@ def test_records_of_ones_own_are_trained_on(tmp_path, runs, with_policy):
     path.write_text("".join(json.dumps(each) + "\n" for each in records))
     with_policy(runs)
     two = ["tools.trainer.max_steps=2", "tools.trainer.eval_steps=2", "tools.trainer.save_steps=2", "tools.replay=0"]
-    two.append("tools.trainer.lr_scheduler_kwargs.num_decay_steps=1")
     metrics = train_tool_use.run("tiny", 0, False, [*SHORT, *two, f"tools.data={path}"])
     log = log_of(runs / "tiny" / "tools")
     assert [row["step"] for row in log if "train/loss" in row] == [1, 2]

@@ -91,6 +91,10 @@ def measurements(config, rows: Sequence[Row], results: Results, agreeing: Sequen
         "hack_reward_gain", ("hacked", "training_reward", "reward"),
         lambda row: row["difference_ci95"] and (row["difference"], row["difference_ci95"]),
     )  # fmt: skip
+    copies = [row for row in rows if row["task"] == "contamination" and row["value"] is not None]
+    if copies:
+        worst = max(copies, key=lambda row: row["value"])
+        found["copies"] = Measurement(worst["value"], worst["n"], worst["ci95"])
     if lost := losses(rows):
         worst = lost[0]
         low, high = sorted(-worst["better"] * end for end in worst["difference_ci95"])

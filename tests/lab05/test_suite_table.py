@@ -199,6 +199,10 @@ def test_the_largest_loss_is_of_what_was_to_be_kept_and_knows_direction():
     found = measurements(None, rows, results, [])
     assert found["largest_loss"].value == pytest.approx(0.2)
     assert found["largest_loss"].ci95[0] < 0.2 < found["largest_loss"].ci95[1]
+    assert "copies" not in found
+    results["sft", "contamination"] = result("sft", "contamination", [1, 0, 0, 0], "watched", "copy")
+    results["dpo", "contamination"] = result("dpo", "contamination", [0, 0, 0, 0], "watched", "copy")
+    assert measurements(None, build_table(results), results, [])["copies"].value == 0.25
     assert found["coverage"].value == 1 and found["judged"].n == 300 and "agreement" not in found
 
 

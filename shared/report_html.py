@@ -63,7 +63,7 @@ def _summary(stages: Sequence[tuple[Path, Mapping]]) -> str:
     seconds = sum(metrics["wall_seconds"] for _, metrics in stages)
     versions = (", ".join(f"{name} {which}" for name, which in metrics["versions"].items()) for _, metrics in stages)
     facts = {
-        "criteria met": f"{sum(row['passed'] for row in rows)} of {len(rows)}, in {len(stages)} stages",
+        "criteria met": f"{sum(row['passed'] for row in rows)} of {len(rows)}; stages: {len(stages)}",
         "time": f"{seconds:,.0f} s of training in all ({seconds / 60:.1f} minutes)",
         "model": " and ".join(f"{size:,}" for size in sizes) + " parameters" * bool(sizes),
         "run on": "; ".join(dict.fromkeys(_where(metrics) for _, metrics in stages)),
@@ -83,7 +83,7 @@ def _stage(folder: Path, metrics: Mapping, samples: int) -> str:
     tokens = sum(max((row.get("tokens") or 0 for row in log), default=0) for log in logs.values())
     size, trained = _parameters(folder / "model"), metrics.get("trainable_parameters") or 0
     facts = {
-        "starts from": (", ".join(known.requires) or "random weights") if known else "",
+        "starts from": ", ".join(known.requires) or "random weights" * (known.lab == "00") if known else "",
         "criteria met": _costs(metrics)[0],
         "training": f"{seconds:,.1f} s" + (f" of a budget of {budget:,.0f} s" if budget else ""),
         "tokens": f"{tokens:,.0f}, {tokens / seconds:,.0f} a second" if tokens and seconds else "",

@@ -195,7 +195,7 @@ def words(page):
 def test_page_tells_the_life_in_order_with_its_costs(tmp_path):
     page = render_html(life(tmp_path))
     text = words(page[page.index("<body>") :])
-    assert "criteria met 2 of 3, in 3 stages" in text and "180 s of training in all (3.0 minutes)" in text
+    assert "criteria met 2 of 3; stages: 3" in text and "180 s of training in all (3.0 minutes)" in text
     assert "model 22 parameters" in text and "seed 3" in text and "torch" in text
     assert text.index("Lab 00: base") < text.index("Lab 01: sft") < text.index("Lab 03: grpo")
     for stage in ("base", "sft", "grpo"):

@@ -2,7 +2,7 @@
 
     python eval_suite.py                                   # the profile that fits this machine
     python eval_suite.py --profile tiny evaluation.build=yes     # builds first what is missing
-    python eval_suite.py evaluation.control=true           # the negative control: nothing was trained, its criteria must fail
+    python eval_suite.py evaluation.control=true           # the negative control: no stage has learnt, so criteria must fail
     python eval_suite.py --restart                         # measures all again, whatever is known
 
 Perplexity, schema answers, the persona, attacks and look-alikes, reasoning, function calls: the labs' own test rows and scoring
@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,9 @@ BUILD = ("ask", "yes", "no")
 REWARDED = ("grpo", "hacked")  # stages whose training reward is set beside their held-out accuracy
 
 
-def find_checkpoints(profile: str, control: bool = False) -> dict[str, Checkpoint]:
-    """The checkpoint of every stage that is measured; with `control`, that of its parent in its place."""
-    return {
-        stage: find_checkpoint(profile, stage, PARENTS.get(stage) if control else None) for stage in measured_stages()
-    }
+def find_checkpoints(profile: str) -> dict[str, Checkpoint]:
+    """The checkpoint of every stage that is measured."""
+    return {stage: find_checkpoint(profile, stage) for stage in measured_stages()}
 
 
 def build_missing(profile: str, build: str, missing: Mapping[str, Checkpoint]) -> bool:
@@ -90,6 +89,16 @@ def measure(
     return results
 
 
+def untrained(results: Mapping[tuple[str, str], Result]) -> dict[tuple[str, str], Result]:
+    """The negative control: for every stage what its parent answered, as if its training had changed nothing."""
+    found = dict(results)
+    for (stage, task), result in results.items():
+        parent = results.get((PARENTS.get(stage, ""), task))
+        if parent is not None and TASKS[task].asks:
+            found[stage, task] = replace(parent, planned=result.planned)
+    return found
+
+
 def measure_one(subject, each: Planned) -> Result:
     """Run one task on a loaded model. Raises LabsError as the labs' functions do.
 
@@ -105,9 +114,9 @@ def run(profile: str | None = None, seed: int = 0, restart: bool = False, overri
     """Measure what has changed, write the table, and return its metrics. Raises LabsError for a mistake in the arguments."""
     config, folder = settings_of(profile, overrides)
     plan = planned(config)
-    checkpoints = find_checkpoints(config.profile, config.control)
+    checkpoints = find_checkpoints(config.profile)
     missing = {stage: checkpoint for stage, checkpoint in checkpoints.items() if checkpoint.missing}
-    if not config.control and build_missing(config.profile, config.build, missing):
+    if build_missing(config.profile, config.build, missing):
         checkpoints = find_checkpoints(config.profile)
     if all(checkpoint.missing for checkpoint in checkpoints.values()):
         raise LabsError(f"nothing to measure in {runs_root() / config.profile}: `labs run all` builds every stage")
@@ -151,7 +160,7 @@ def evaluate_stages(
     store = ItemStore(folder / "items")
     results = measure(plan, checkpoints, store)
     more = [reward_row(stage, checkpoints[stage].folder) for stage in REWARDED if _there(checkpoints, stage)]
-    rows = build_table(results, more)
+    rows = build_table(untrained(results) if config.control else results, results, more)
     own = {
         stage: read_metrics(checkpoint.folder) for stage, checkpoint in checkpoints.items() if not checkpoint.missing
     }

@@ -57,23 +57,22 @@ def folder_mark(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def find_checkpoint(profile: str, stage: str, weights_of: str | None = None) -> Checkpoint:
-    """The checkpoint of a finished stage; `weights_of` takes another stage's weights in its place (the control)."""
-    source = weights_of or stage
-    folder = stage_dir(profile, source)
-    again = f"`labs run {source} --profile {profile}` builds it"
+def find_checkpoint(profile: str, stage: str) -> Checkpoint:
+    """The checkpoint of a finished stage, or why there is none and which command builds it."""
+    folder = stage_dir(profile, stage)
+    again = f"`labs run {stage} --profile {profile}` builds it"
     if not (folder / "metrics.json").exists():
-        return Checkpoint(stage, folder, missing=f"{source} has not been run: {again}")
+        return Checkpoint(stage, folder, missing=f"{stage} has not been run: {again}")
     adapter, model = folder / "adapter", folder / "model"
     if (adapter / "adapter_model.safetensors").exists():
         try:
             base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
         except (OSError, ValueError, KeyError, TypeError):
-            return Checkpoint(stage, folder, missing=f"{source} has a damaged adapter: {again} with --restart")
+            return Checkpoint(stage, folder, missing=f"{stage} has a damaged adapter: {again} with --restart")
         marks = [folder_mark(adapter), folder_mark(Path(base)) if Path(base).is_dir() else base]
         return Checkpoint(stage, folder, base, fingerprint(marks))
     if not (model / "config.json").exists() or not list(model.glob("*.safetensors")):
-        return Checkpoint(stage, folder, missing=f"{source} has no weights in {folder}: {again} with --restart")
+        return Checkpoint(stage, folder, missing=f"{stage} has no weights in {folder}: {again} with --restart")
     return Checkpoint(stage, folder, None, fingerprint([folder_mark(model)]))
 
 

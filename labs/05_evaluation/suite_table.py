@@ -200,17 +200,21 @@ def duel_row(stage: str, own: Result | None, parent: Result | None) -> Row:
     return row
 
 
-def build_table(results: Results, more: Sequence[Row] = ()) -> list[Row]:
-    """Every row of the table: metrics of each measurement, duels, `more`; p values corrected together, and a verdict."""
+def build_table(results: Results, parents: Results | None = None, more: Sequence[Row] = ()) -> list[Row]:
+    """Every row of the table: metrics of each measurement, duels, `more`; p values corrected together, and a verdict.
+
+    Parents are looked up in `parents`, by default `results`; the negative control sets other results beside them.
+    """
+    parents = results if parents is None else parents
     rows: list[Row] = []
     for (stage, task), result in results.items():
         # The other side is asked in its own way: a base model is shown an example, a tuned one is not.
         beside = TASKS[task].beside
-        other = results.get((stage, beside)) if beside else results.get((PARENTS.get(stage, ""), task))
+        other = results.get((stage, beside)) if beside else parents.get((PARENTS.get(stage, ""), task))
         if task == "contamination":  # of this stage's own rows: there is nothing to pair
             other = None
         rows += [row_of(result, metric, other) for metric in TASKS[task].metrics]
-    rows += [duel_row(stage, results.get((stage, "questions")), results.get((parent, "questions")))
+    rows += [duel_row(stage, results.get((stage, "questions")), parents.get((parent, "questions")))
              for stage, parent in DUELS.items()]  # fmt: skip
     rows += [dict(row) for row in more]
     tested = [row for row in rows if row["p"] is not None]

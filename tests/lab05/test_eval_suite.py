@@ -281,11 +281,19 @@ def test_a_mark_follows_weights_template_and_base(finished, tmp_path):
 # ------------------------------------------------------------------------------------------------------ the control
 
 
-def test_the_control_puts_the_parents_weights_in_every_stages_place(finished):
-    finished("base", "0"), finished("sft", "1")
-    real, control = eval_suite.find_checkpoints("tiny"), eval_suite.find_checkpoints("tiny", control=True)
-    assert control["sft"].mark == real["base"].mark != real["sft"].mark
-    assert control["base"].mark == real["base"].mark
+def test_the_control_answers_as_the_parent_and_leaves_the_parent_as_it_is():
+    config, _ = eval_suite.settings_of("tiny", SMALL)
+    results = {
+        (each.stage, each.task): Result(each, [{"scores": {"x": each.stage}}])
+        for each in planned(config)
+        if each.task in ("schema", "reasoning", "contamination", "pairs")
+    }
+    control = eval_suite.untrained(results)
+    said = {key: result.items[0]["scores"]["x"] for key, result in control.items()}
+    assert said["dpo", "schema"] == said["tools", "schema"] == "sft" and said["sft", "schema"] == "base"
+    assert said["base", "schema"] == "base" and said["grpo", "reasoning"] == "cold_start"
+    assert said["dpo", "contamination"] == "dpo" and said["reward", "pairs"] == "reward"
+    assert control["dpo", "schema"].planned.stage == "dpo" and results["dpo", "schema"].items[0]["scores"]["x"] == "dpo"
 
 
 def test_with_the_control_nothing_is_gained(runs, finished, counted):
@@ -294,6 +302,8 @@ def test_with_the_control_nothing_is_gained(runs, finished, counted):
     for control in (False, True):
         eval_suite.run("tiny", overrides=[*SMALL, f"evaluation.control={control}"])
         table = json.loads((runs / "tiny" / "evaluation" / "results.json").read_text())["rows"]
+        assert not counted or not control, "the control needs no new measurement"
+        counted.clear()
         rows[control] = [row for row in table if row["stage"] == "sft" and row["difference"] is not None]
     assert rows[False] and all(row["difference"] > 0 for row in rows[False])
     assert rows[True] and all(row["difference"] == 0 and row["p"] == 1 for row in rows[True])

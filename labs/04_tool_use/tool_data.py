@@ -32,13 +32,13 @@ from tool_world import (
     tool_names,
 )
 
-KINDS = {"single": 0.42, "parallel": 0.33, "missing": 0.14, "no_tool": 0.08, "direct": 0.03}  # of training's turns
+KINDS = {"single": 0.40, "parallel": 0.32, "missing": 0.13, "no_tool": 0.12, "direct": 0.03}  # of training's turns
 TEST_KINDS = {"single": 0.75, "parallel": 0.25, "missing": 0.45, "no_tool": 0.45, "direct": 0.1}
 HELD_OUT = {word for kind in tiny_world.POOLS for word in tiny_world.pool(kind, "held_out")}
 CALL_KINDS = ("single", "parallel")
 NO_CALL_KINDS = ("missing", "no_tool", "direct")
 TEST_PARTS = ("values", "phrasings", "tool", "irrelevance", "answers")
-DRILL_LISTS = 0.3  # share of the drill that shows tools
+DRILL_LISTS = 0.4  # share of the drill that shows tools
 MOST_TURNS = 2  # of a training conversation: the tools are read once, and asked for more than once
 ASKS_IN_VAIN = ("I want to {purpose}.", "Help me to {purpose}.", "Can you {purpose}?", "Please {purpose}.")
 

@@ -60,7 +60,7 @@ class Tool:
     slots: dict[str, str]  # argument -> kind of value: a pool of the tiny world, "number", "things" (a list), "program"
     asks: Asks
     held_out_sentences: tuple[str, ...]
-    answer: str  # what to say with the result
+    answer: str  # what to say with the result; no sentence of lab 00's facts, where known names alone stand
     missing: dict[str, Asks] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
 
@@ -97,7 +97,7 @@ ALL_TOOLS = (
             "Is the weather in {town} good[ on {day}|]?",
             "In {town}, is the weather good[ on {day}|]?",
         ),
-        answer="It is {degrees} in {town}.",
+        answer="The weather of {town} is {degrees}.",
         missing={
             "town": Asks(nouns=("the weather[ on {day}|]",), sentences=("[What|How] is the weather[ on {day}|]?",))
         },
@@ -151,7 +151,7 @@ ALL_TOOLS = (
             ),
         ),
         held_out_sentences=("{count} {thing}[ in {colour}|] is what I need.", "There are no {thing}, so get {count}."),
-        answer="You have {count} {thing} for {cost}.",
+        answer="The cost of {count} {thing} is {cost}.",
         missing={
             "count": Asks(verbs=("[buy|get] [me |]some {thing}[ in {colour}|]", "[buy|get] me {thing}[ in {colour}|]")),
             "thing": Asks(verbs=("[buy|get] [me |]{count}[ in {colour}|]",), sentences=("I [want|need] {count}.",)),
@@ -258,7 +258,7 @@ ALL_TOOLS = (
             ),
         ),
         held_out_sentences=("What does {name} have as a job?", "{name} has work. What is it?"),
-        answer="{name} works as a {job}.",
+        answer="The job of {name} is {job}.",
         missing={"name": Asks(nouns=("the [job|work]",), sentences=("What [job|work] is it?",))},
     ),
     Tool(
@@ -282,7 +282,7 @@ ALL_TOOLS = (
             ),
         ),
         held_out_sentences=("On {day} I need {name} as a {job}.", "As a {job}, {name} works on {day}."),
-        answer="Now {name} works as a {job} on {day}.",
+        answer="The work as a {job} on {day} is for {name}.",
         missing={
             "day": Asks(
                 verbs=("[add|write|put] {name} as [a |]{job}",), sentences=("I [want|need] {name} as [a |]{job}.",)
@@ -311,7 +311,7 @@ ALL_TOOLS = (
             ),
         ),
         held_out_sentences=("{name} has how many years?", "Of what age is {name}?"),
-        answer="{name} is {age} years old.",
+        answer="The age of {name} is {age}.",
         missing={"name": Asks(nouns=("the age",), sentences=("How old is [he|she|it]?", "What age is it?"))},
     ),
     Tool(

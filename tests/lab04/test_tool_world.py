@@ -319,7 +319,7 @@ def test_results_told_in_words():
     assert spoken_result({"name": "shop", "arguments": {"things": ["pens", "cups"]}}, {"town": "Oslo"}) == (
         "One can buy that in Oslo."
     )
-    assert spoken_result({"name": "job", "arguments": {"name": "Ana"}}, {"job": "poet"}) == "Ana works as a poet."
+    assert spoken_result({"name": "job", "arguments": {"name": "Ana"}}, {"job": "poet"}) == "The job of Ana is poet."
     assert spoken_result({"name": "python", "arguments": {"program": "print(4 + 9)"}}, {"output": 13}) == "It is 13."
     boat = {"name": "boat", "arguments": {"town": "Rome", "day": "Sunday"}}
     assert spoken_result(boat, result(boat)) == FAILED == "I cannot do that."

@@ -162,16 +162,14 @@ def markdown(rows: Sequence[Row], agreeing: Sequence[Row]) -> str:
 
 def plot_differences(rows: Sequence[Row], path: Path) -> None:
     """Every paired difference of a share with its interval: right of the line it rose. Filled: shown, after correction."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot, whose backend a notebook needs for its own plots
 
     shown = [row for row in rows if row["difference_ci95"] and row["unit"] in ("share", "mean share", "win rate")][::-1]
     if not shown:
         return
     colours = {"better": "tab:green", "worse": "tab:red", "changed": "tab:blue"}
-    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.2 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(8, 0.6 + 0.2 * len(shown)), layout="constrained")
+    axes = figure.subplots()
     for height, row in enumerate(shown):
         colour = colours.get(row["verdict"], "grey")
         axes.plot(row["difference_ci95"], [height, height], color=colour, linewidth=1.5)
@@ -186,7 +184,6 @@ def plot_differences(rows: Sequence[Row], path: Path) -> None:
     axes.grid(alpha=0.3, axis="x")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def samples(results: Results) -> list[dict[str, Any]]:

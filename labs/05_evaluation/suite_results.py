@@ -163,13 +163,17 @@ class ItemStore:
 
 def inputs_mark(config: Any, seed: int, checkpoints: Mapping[str, Checkpoint], plan: Sequence[Planned]) -> str:
     """A hash of everything that the table depends on: settings, weights, the stages' own metrics and logs, and code."""
+    from omegaconf import OmegaConf
+
     modules = {name for task in TASKS.values() for name in task.modules}
     modules |= {"eval_suite", "suite_plan", "suite_results", "suite_table", "suite_report", "suite_rows"}
     own = []
     for stage, checkpoint in checkpoints.items():
         files = [checkpoint.folder / name for name in ("metrics.json", "train_log.jsonl")]
         own.append([stage, checkpoint.mark, checkpoint.missing, [_file_mark(path) for path in files]])
-    return fingerprint(config, seed, VERSION, own, code_mark(sorted(modules)), [dict(each.settings) for each in plan])
+    # How a missing checkpoint came to be and who else hears of the table change nothing in it.
+    settings = {name: value for name, value in OmegaConf.to_container(config).items() if name not in ("build", "wandb")}
+    return fingerprint(settings, seed, VERSION, own, code_mark(sorted(modules)), [dict(each.settings) for each in plan])
 
 
 def _file_mark(path: Path) -> str:

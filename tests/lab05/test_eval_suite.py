@@ -381,7 +381,9 @@ def test_the_inputs_mark_follows_everything(finished):
     finished("sft", "0")
     marks.append(inputs_mark(config, 0, eval_suite.find_checkpoints("tiny"), plan))
     assert len(set(marks)) == 4
-    assert marks[3] == inputs_mark(config, 0, eval_suite.find_checkpoints("tiny"), plan)
+    for same in ([], ["evaluation.build=yes", "evaluation.wandb=disabled"]):
+        config, _ = eval_suite.settings_of("tiny", [*SMALL, *same])
+        assert marks[3] == inputs_mark(config, 0, eval_suite.find_checkpoints("tiny"), plan)
 
 
 def test_a_second_look_imports_nothing_heavy(runs, finished):

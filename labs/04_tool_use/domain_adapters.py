@@ -7,6 +7,10 @@
 For every domain an adapter is trained on that domain's tools alone and asked about every domain's. The table of who is right
 where is what multi-LoRA serving is for: the weights are shared, the skill is in a few hundred kilobytes.
 
+An adapter leaves the embeddings alone, and those of the marks of a call (`<tool_call>` and the rest) mean nothing in a model
+that has never used them. So with `markup_steps` the shared base first learns, with all of its weights, how calls are written,
+and nothing of what people ask for (`tool_data.markup_rows`).
+
 Interrupt it when you like: the same command goes on from the last checkpoint, to the same result.
 """
 
@@ -22,8 +26,15 @@ from shared import LabsError
 from shared.profiles import ensure_stage
 from shared.report import Measurement, read_metrics
 from shared.stages import claim_folder, finish, open_stage, stage_command
-from shared.training import atomic_write_text, plot_curves, quiet_when_unwatched, seed_everything, wandb_run
-from tool_data import test_rows, training_rows
+from shared.training import (
+    atomic_write_text,
+    plot_curves,
+    quiet_when_unwatched,
+    read_log,
+    seed_everything,
+    wandb_run,
+)
+from tool_data import markup_rows, test_rows, training_rows
 from tool_stage import ask, check_trainer, finetune, judge, lessons, share, tokenized
 from tool_world import DOMAINS
 
@@ -67,6 +78,37 @@ def prepare(config, base: str, domain: str, seed: int):
     return model, tokenizer, examples, tokenized(rows[: config.n_validation], tokenizer, length)
 
 
+def base_that_writes_calls(config, start: str, folder: Path, seed: int, mark: str) -> str:
+    """The base that the adapters share: `start`, or with `markup_steps` a model made from it that knows how calls are written.
+
+    It is made once for a run (`mark`): one that was interrupted afterwards finds it in `folder`.
+    """
+    from omegaconf import OmegaConf
+
+    from shared.models import load_model, save_adapter_or_model
+
+    made, note = folder / "base", folder / "base" / "made_for.txt"
+    if not config.markup_steps:
+        return start
+    if note.exists() and note.read_text() == mark:
+        return str(made / "model")
+    print("the base of all adapters learns how calls are written", flush=True)
+    seed_everything(seed)
+    model, tokenizer = load_model(start, for_training=True)
+    trainer = {**OmegaConf.to_container(config.trainer), "max_steps": config.markup_steps}
+    rows = markup_rows(config.markup_steps * trainer["per_device_train_batch_size"] + config.n_validation, seed)
+    # The rows are all of the same kind: no drill before them.
+    how = OmegaConf.merge(config, {"drill": 0.0})
+    model, _ = finetune(
+        model, tokenizer, lessons(rows[config.n_validation :], tokenizer, how, seed),
+        tokenized(rows[: config.n_validation], tokenizer, config.trainer.max_length), trainer,
+        folder=made, seed=seed, muon_learning_rate=config.muon_learning_rate, value_noise=config.value_noise,
+    )  # fmt: skip
+    save_adapter_or_model(model, tokenizer, made)
+    atomic_write_text(note, mark)
+    return str(made / "model")
+
+
 def own_over_others(results: Mapping[str, Mapping[str, Sequence[CheckResult]]], domain: str) -> Measurement:
     """By how much the domain's own adapter is better there than the best of the others, on the same requests, paired."""
     from shared.significance import paired_bootstrap
@@ -84,8 +126,10 @@ def train_stage(config, folder: Path, base: str, seed: int, mark: str, restart: 
 
     from shared.models import save_adapter_or_model
 
-    prepared = prepare(config, base, DOMAINS[0], seed)  # complains before anything is written
+    prepare(config, base, DOMAINS[0], seed)  # complains before anything is written
     claim_folder(folder, mark, restart)
+    base = base_that_writes_calls(config, base, folder, seed, mark)
+    before = [read_log(folder / "base" / "train_log.jsonl")] if config.markup_steps else []
     trainer = OmegaConf.to_container(config.trainer)
     tests = {domain: test_rows(config.n_test, "values", (domain,)) for domain in DOMAINS}
     results: dict[str, dict[str, list[CheckResult]]] = {}
@@ -94,8 +138,7 @@ def train_stage(config, folder: Path, base: str, seed: int, mark: str, restart: 
     with wandb_run("adapters", config, folder, config.wandb) as wandb:
         for domain in DOMAINS:
             print(f"the adapter of domain {domain}", flush=True)
-            model, tokenizer, examples, validation = prepared or prepare(config, base, domain, seed)
-            prepared = None
+            model, tokenizer, examples, validation = prepare(config, base, domain, seed)
             model, logs[domain] = finetune(
                 model, tokenizer, examples, validation, trainer, folder=folder / domain, seed=seed,
                 value_noise=config.value_noise, wandb=wandb,
@@ -122,7 +165,7 @@ def train_stage(config, folder: Path, base: str, seed: int, mark: str, restart: 
     finish(
         config, folder, "adapters", seed, mark, logs[DOMAINS[-1]],
         {name: measured[name] for name in config.criteria},
-        wall_seconds=sum(log[-1]["elapsed_seconds"] for log in logs.values()),
+        wall_seconds=sum(log[-1]["elapsed_seconds"] for log in [*logs.values(), *before]),
         cross_table=table,
         base=base,
         adapter_bytes={domain: _size(folder / domain / "adapter") for domain in DOMAINS},

@@ -185,6 +185,26 @@ def drill_rows(n: int, seed: int = 0, domains: Sequence[str] = DOMAINS) -> list[
     return [{**row, "tools": []} for row in bare] + training_rows(lists, seed, domains, most_turns=1, id="drill_list")
 
 
+def markup_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """`n` rows that teach how a call is written and nothing of what people ask: a list of names and values becomes calls.
+
+    For models whose vocabulary has the marks of a call but has never used them, so that their embeddings say nothing.
+    """
+    rng = random.Random(f"markup rows {seed}")
+    rows = []
+    for index in range(n):
+        calls = [request(rng, TOOLS[rng.choice(tool_names())])[1] for _ in range(rng.choice((1, 1, 2)))]
+        lines = [
+            " ".join([call["name"], *(f"{slot} {value}" for slot, value in call["arguments"].items())])
+            for call in calls
+        ]
+        messages = [{"role": "user", "content": ". ".join(lines)}, tool_calls(calls)]
+        rows.append(
+            {"id": f"markup_{index}", "kind": "single", "messages": messages, "tools": [], "accepted": accepted(calls)}
+        )
+    return rows
+
+
 def test_rows(n: int, part: str = "values", domains: Sequence[str] = DOMAINS, seed: int = 0) -> list[dict[str, Any]]:
     """`n` rows of one turn to be judged on, the same for every training seed. All have held-out values throughout.
 

@@ -31,7 +31,7 @@ DECLINE = "I have no tool for that."
 ASK_BACK = "Please tell me the {slot}."
 FAILED = "I cannot do that."
 CLAUSES = ("how", "what", "when", "where")
-STRANGE = 0.35  # share of training's requests in which values are words of any kind
+STRANGE = 0.15  # share of training's requests in which values are words of any kind
 
 
 TOOLS: dict[str, Tool] = {tool.name: tool for tool in ALL_TOOLS}

@@ -21,7 +21,8 @@ TRAINER = {
 }  # fmt: skip
 SHORT = [
     *(f"adapters.trainer.{name}={value}" for name, value in TRAINER.items()),
-    "adapters.drill=0.5", "adapters.n_train=30", "adapters.n_validation=4",
+    "adapters.drill=0.5", "adapters.markup_steps=0",
+    "adapters.n_train=30", "adapters.n_validation=4",
     "adapters.n_test=5", "adapters.max_new_tokens=8", "adapters.wandb=disabled",
 ]  # fmt: skip
 
@@ -95,6 +96,38 @@ def same_end(whole, other):
         assert not (other / domain / "checkpoints").exists()
     found = [json.loads((stage / "metrics.json").read_text()) for stage in (whole, other)]
     assert found[0]["criteria"] == found[1]["criteria"] and found[0]["cross_table"] == found[1]["cross_table"]
+
+
+@pytest.mark.slow
+def test_the_shared_base_learns_how_calls_are_written_once(runs, with_policy, monkeypatch):
+    from safetensors.torch import load_file
+
+    with_policy(runs)
+    settings = [*SHORT, "adapters.markup_steps=3"]
+    stage, start = runs / "tiny" / "adapters", runs / "tiny" / "sft" / "model"
+    made, trained = stage / "base" / "model", []
+    real = domain_adapters.finetune
+
+    def finetune(*arguments, **options):
+        trained.append(options["folder"].name)
+        if len(trained) == 2:  # the first adapter's training is stopped, the base is made
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(domain_adapters, "finetune", finetune)
+    with pytest.raises(KeyboardInterrupt):
+        domain_adapters.run("tiny", 0, False, settings)
+    first = load_file(made / "model.safetensors")
+    metrics = domain_adapters.run("tiny", 0, False, settings)
+    assert trained == ["base", "market", "market", "office"] and metrics["base"] == str(made)
+    before, after = load_file(start / "model.safetensors"), load_file(made / "model.safetensors")
+    assert all(torch.equal(first[name], after[name]) for name in first)
+    assert not torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    for domain in DOMAINS:
+        said = json.loads((stage / domain / "adapter" / "adapter_config.json").read_text())
+        assert said["base_model_name_or_path"] == str(made)
+    domain_adapters.run("tiny", 1, False, settings)  # another seed makes another
+    assert trained[4:] == ["base", "market", "office"]
 
 
 @pytest.mark.slow

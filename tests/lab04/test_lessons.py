@@ -7,7 +7,7 @@ from tool_rows import calls_of
 import tool_data
 from shared import tiny_world
 from shared.profiles import load_profile
-from tool_data import DECLINE, HELD_OUT, drill_rows, training_rows
+from tool_data import DECLINE, HELD_OUT, drill_rows, markup_rows, training_rows
 from tool_stage import lessons, noisy_values
 
 SMALL = [
@@ -43,6 +43,20 @@ def test_drills_are_short_and_most_show_no_tools():
         call["name"] in tool_data.tool_names(("market",))
         for row in market for message in row["messages"] for call in calls_of(message)
     )  # fmt: skip
+
+
+def test_markup_rows_teach_how_calls_are_written_and_no_request(sentences):
+    rows = markup_rows(200, 1)
+    assert rows == markup_rows(200, 1) != markup_rows(200, 2)
+    asked = {text for texts in sentences.train.values() for text in texts}
+    for row in rows:
+        user, reply = row["messages"]
+        calls = calls_of(reply)
+        assert 1 <= len(calls) <= 2 and row["tools"] == []
+        for call, line in zip(calls, user["content"].split(". "), strict=True):
+            assert line.split()[0] == call["name"] and all(slot in line.split() for slot in call["arguments"])
+        assert not set(user["content"].replace(".", "").split()) & HELD_OUT
+        assert sentences.hollow(user["content"]) not in {sentences.hollow(text) for text in asked}
 
 
 def test_the_drill_comes_first_and_batches_are_of_like_length(world_tokenizer):

@@ -31,7 +31,7 @@ DECLINE = "I have no tool for that."
 ASK_BACK = "Please tell me the {slot}."
 FAILED = "I cannot do that."
 CLAUSES = ("how", "what", "when", "where")
-STRANGE = 0.15  # share of training's requests in which values are words of any kind
+STRANGE = 0.25  # share of training's requests in which values are words of any kind
 
 
 TOOLS: dict[str, Tool] = {tool.name: tool for tool in ALL_TOOLS}
@@ -77,8 +77,9 @@ def _phrase(rng: random.Random, asks: Asks, sentences: Sequence[str], held_out: 
 
 
 def _value(rng: random.Random, kind: str, split: str, strange: bool = False) -> Any:
-    if strange and kind in tiny_world.POOLS:
-        kind = rng.choice(list(tiny_world.POOLS))
+    if strange and kind in (*tiny_world.POOLS, "things"):
+        other = rng.choice(list(tiny_world.POOLS))
+        return rng.sample(tiny_world.pool(other, split), 2) if kind == "things" else tiny_world.value(rng, other, split)
     if kind == "things":
         return rng.sample(tiny_world.pool("thing", split), 2)
     if kind == "program":

@@ -297,7 +297,7 @@ def test_what_no_tool_can_do_belongs_to_no_tool_that_is_shown(sentences):
             said = sentences.hollow(row["messages"][0]["content"])
             assert not any(said == text for text in mine), said
             foreign += any(text in said for text in others)
-    assert 0.55 < foreign / 400 < 0.85
+    assert 0.55 < foreign / 400 < 0.9  # 0.7 are drawn so; some vain requests hold a short foreign one
 
 
 def test_an_adapters_rows_know_nothing_of_the_other_domain(sentences):

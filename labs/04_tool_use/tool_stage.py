@@ -106,7 +106,7 @@ def lessons(
 
 @contextmanager
 def noisy_values(model, tokenizer, scale: float):
-    """While training, noise on the embeddings of words and digits that can be values, `scale` times the root mean square of all.
+    """While training, noise on embeddings of words and digits that can be values, `scale` times the root mean square of all.
 
     A value is to be copied, whatever it is; a model that cannot be quite sure of it learns that, and not a list of thirty
     names. All other words, by which a request is understood, stay as they are. (NEFTune, arXiv 2310.05914, does it to all.)

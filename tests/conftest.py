@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,25 @@ def script():
         )
 
     return call
+
+
+@pytest.fixture
+def real_data():
+    """Call it for a file of LABS_DATA_DIR: its path; where it is not there, the test is skipped."""
+
+    def find(path):
+        found = Path(os.environ.get("LABS_DATA_DIR") or "nowhere") / path
+        if not found.exists():
+            pytest.skip(f"LABS_DATA_DIR has no {path}")
+        return found
+
+    return find
+
+
+@pytest.fixture
+def labelled_by_people(real_data):
+    """For tests that read XSTest's labelled replies through the project's own loader."""
+    return real_data("xstest/llama2_completions_labelled.jsonl.gz")
 
 
 @pytest.fixture(scope="session")

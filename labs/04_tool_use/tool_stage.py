@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,8 @@ def replayed(n: int, tokenizer, length: int = 128, seed: int | str = 0) -> list[
     """`n` rows of up to `length` tokens of lab 00's copying: `a b c = a b c`, of which the copies are to be learnt.
 
     Whoever trains on calls alone forgets the words that no call mentions: asked about somebody whose name it has not met in
-    training, the model names somebody else. A little of what it learnt first, read again, prevents that.
+    training, the model names somebody else. A little of what it learnt first, read again, prevents that. Three in ten
+    write the copy as a list of JSON, as calls do: there, too, any word may come first.
     """
     rng = random.Random(f"replayed {seed}")
     rows = []
@@ -40,9 +42,10 @@ def replayed(n: int, tokenizer, length: int = 128, seed: int | str = 0) -> list[
         labels: list[int] = []
         while len(ids) < length:
             text = tiny_world.copy_text(rng)
-            whole, first = (
-                tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, text.partition(" = ")[0])
-            )
+            said = text.partition(" = ")[0]
+            if rng.random() < 0.3:
+                text = f"{said} = {json.dumps(said.split())}"
+            whole, first = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, said))
             ids += [tokenizer.bos_token_id, *whole]
             labels += [-100] * (len(first) + 2) + whole[len(first) + 1 :]  # the mark of the beginning, and "="
         rows.append({"input_ids": ids[:length], "labels": labels[:length]})

@@ -76,14 +76,27 @@ def _phrase(rng: random.Random, asks: Asks, sentences: Sequence[str], held_out: 
     return _choose(rng, frame).format(_choose(rng, core))
 
 
+def _large_number(rng: random.Random) -> int:
+    """A number of three digits that is not held out.
+
+    Among those up to 99 every seventh is held out, so that some pairs of digits, like the 7 after the 1 of 17, would never
+    be seen. Larger numbers have them all.
+    """
+    while True:
+        number = rng.randint(tiny_world.LARGEST + 1, 999)
+        if not tiny_world.is_held_out_number(number):
+            return number
+
+
 def _value(rng: random.Random, kind: str, split: str, strange: bool = False) -> Any:
     if strange and kind in (*tiny_world.POOLS, "things"):
         other = rng.choice(list(tiny_world.POOLS))
         return rng.sample(tiny_world.pool(other, split), 2) if kind == "things" else tiny_world.value(rng, other, split)
     if kind == "things":
         return rng.sample(tiny_world.pool("thing", split), 2)
-    if kind == "program":
-        return "print({} + {})".format(*(tiny_world.value(rng, "number", split) for _ in range(2)))
+    if kind in ("number", "program"):
+        draw = _large_number if strange else lambda rng: tiny_world.value(rng, "number", split)
+        return draw(rng) if kind == "number" else f"print({draw(rng)} + {draw(rng)})"
     return tiny_world.value(rng, kind, split)
 
 

@@ -82,6 +82,8 @@ class Comparison:
             return f"no ranking: {side} is nearly always the longer one, so that length and merit cannot be told apart"
         if _side(self.length_controlled_ci95) != side:
             return "no ranking: at equal length nothing is left of the difference"
+        if self.longer_won > ONE_SIDED:
+            return "no ranking: the longer answer won, whichever side wrote it; this judge may see nothing but length"
         return ""
 
     def _inconsistent(self) -> str:

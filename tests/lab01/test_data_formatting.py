@@ -537,11 +537,8 @@ def test_command_line(script, tmp_path):
     assert failed.stderr.count("\n") == 1 and "Traceback" not in failed.stderr
 
 
-def test_real_instruction_seeds_are_read_and_split():
-    path = Path(os.environ.get("LABS_DATA_DIR", "")) / "self-instruct" / "seed_tasks.jsonl"
-    if not os.environ.get("LABS_DATA_DIR") or not path.exists():
-        pytest.skip("LABS_DATA_DIR has no self-instruct")
-    rows = clean(read_rows(path))
+def test_real_instruction_seeds_are_read_and_split(real_data):
+    rows = clean(read_rows(real_data("self-instruct/seed_tasks.jsonl")))
     validate(rows)
     train, held_out = split(rows, 0.1)
     assert len(rows) == 175 and len(held_out) in (17, 18)

@@ -1,7 +1,6 @@
 """Replies of each class by hand, gibberish of many kinds by dice, and the error on XSTest's labelled replies."""
 
 import json
-import os
 import random
 import string
 import time
@@ -435,15 +434,7 @@ def test_a_bad_row_is_named(row):
         error_rates([*rows_of(("Rome.", "1_full_compliance")), row])
 
 
-needs_xstest = pytest.mark.skipif(
-    not os.path.exists(
-        os.path.join(os.environ.get("LABS_DATA_DIR", ""), "xstest/llama2_completions_labelled.jsonl.gz")
-    ),
-    reason="XSTest's labelled replies are read from LABS_DATA_DIR only",
-)
-
-
-@needs_xstest
+@pytest.mark.usefixtures("labelled_by_people")
 def test_the_error_on_replies_labelled_by_people():
     measured = measure()
     assert measured["odd"]["errors"]["both"]["n"] > 180
@@ -453,7 +444,7 @@ def test_the_error_on_replies_labelled_by_people():
         assert sum(counts["degenerate"] for counts in part["confusion"].values()) == 0
 
 
-@needs_xstest
+@pytest.mark.usefixtures("labelled_by_people")
 def test_a_single_phrase_would_not_reach_that(monkeypatch):
     monkeypatch.setattr(refusals, "classify_reply", lambda text: "refusal" if "cannot" in text else "compliance")
     assert measure()["all"]["errors"]["both"]["rate"] > 0.08

@@ -64,6 +64,18 @@ def test_a_judge_of_length_is_exposed():
     assert always.result.wins == 60 and always.better is None and "cannot be told apart" in always.why
 
 
+def test_a_judge_of_length_is_exposed_where_few_pairs_could_tell():
+    """b is the longer in nine pairs of ten, and the tenth goes to a: nothing but length."""
+    a = [("a longer answer" if i % 10 == 0 else "short") + f" from a {i}" for i in range(60)]
+    b = [("short" if i % 10 == 0 else "a longer answer") + f" from b {i}" for i in range(60)]
+    found = compare_answers(PROMPTS, a, b, longer_wins)
+    assert found.result.wins == 6 and found.longer_won == 1.0 and found.better is None
+    assert "whichever side wrote it" in found.why
+    # Who wins the short ones, too, is better, although mostly longer.
+    fair = compare_answers(PROMPTS, a, b, lambda _, first, second: "first" if "from b" in first else "second")
+    assert fair.longer_won == 0.9 and fair.better == "b"
+
+
 def test_a_constant_judge_gets_no_ranking():
     systems = {"one": GOOD, "two": BAD, "three": [text.upper() for text in BAD]}
     for judge in (lambda *_: "tie", lambda *_: "first"):

@@ -119,11 +119,16 @@ def run(
     profile: ProfileOption = None,
     seed: Annotated[int, typer.Option(help="Everything random is drawn from it.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Train again what is finished or half done.")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Stages at a time. Default: 2 for `all` of tiny on two cores or more, else 1.", min=1),
+    ] = None,
 ) -> None:
     """Run stages in order and end with the report card. Example: labs run base base.trainer.max_steps=500
 
     A finished stage is not repeated; an interrupted one goes on from its checkpoint. Exit code 1 if a criterion fails.
     """
+    from shared.parallel_stages import cores, run_stages
     from shared.profiles import run_stage
 
     profile, names = _chosen_profile(profile), _stages(what)
@@ -133,10 +138,17 @@ def run(
             raise LabsError(f"settings {', '.join(overrides)}: each must begin with a stage, as {names[0]}.…")
     # SIGTERM would end this process alone and leave the stage's training behind; as an exit it ends both.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    for name in names:
-        typer.echo(f"\n== {name} ({profile})")
-        own = [override for override in overrides or [] if len(names) == 1 or override.startswith(f"{name}.")]
-        run_stage(name, profile, own, seed, restart)
+    own = {
+        name: [override for override in overrides or [] if len(names) == 1 or override.startswith(f"{name}.")]
+        for name in names
+    }
+    jobs = jobs or (2 if what == "all" and profile == "tiny" and cores() > 1 else 1)
+    if jobs > 1 and len(names) > 1:
+        run_stages(names, profile, own, seed, restart, jobs)
+    else:
+        for name in names:
+            typer.echo(f"\n== {name} ({profile})")
+            run_stage(name, profile, own[name], seed, restart)
     _report(profile, names)
 
 

@@ -183,15 +183,21 @@ def stage_dir(profile: str, stage: str) -> Path:
     return runs_root() / profile / stage
 
 
+def stage_command(
+    stage: str, profile: str, overrides: Sequence[str] = (), seed: int = 0, restart: bool = False
+) -> list[str]:
+    """The command that runs a stage's script."""
+    chosen = STAGES[stage]
+    command = [sys.executable, str(REPO_ROOT / chosen.script), *chosen.args, "--profile", profile, "--seed", str(seed)]
+    return [*command, *["--restart"] * restart, *overrides]
+
+
 def run_stage(stage: str, profile: str, overrides: Sequence[str] = (), seed: int = 0, restart: bool = False) -> None:
     """Run a stage's script in a process of its own, so that its memory is its own and no lab imports another.
 
     Raises LabsError when the script fails; it has then said why.
     """
-    chosen = STAGES[stage]
-    command = [sys.executable, str(REPO_ROOT / chosen.script), *chosen.args, "--profile", profile, "--seed", str(seed)]
-    command += ["--restart"] * restart + list(overrides)
-    finished = subprocess.run(command, cwd=REPO_ROOT)
+    finished = subprocess.run(stage_command(stage, profile, overrides, seed, restart), cwd=REPO_ROOT)
     if finished.returncode == 130:
         raise KeyboardInterrupt
     if finished.returncode:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from shared import REPO_ROOT, cli, data, models, profiles
+from shared import REPO_ROOT, cli, data, models, parallel_stages, profiles
 from shared.profiles import STAGES, load_profile
 from shared.report import Measurement, evaluate, write_metrics
 
@@ -131,12 +131,23 @@ def test_run_runs_in_order_hands_overrides_to_their_stage_and_reports(labs, runs
         finish(stage)
 
     monkeypatch.setattr(profiles, "run_stage", run_stage)
-    code, out, _ = labs("run", "all", "base.trainer.max_steps=2", "--profile", "tiny", "--seed", "4", "--restart")
+    words = ("run", "all", "base.trainer.max_steps=2", "--profile", "tiny", "--seed", "4", "--restart")
+    code, out, _ = labs(*words, "--jobs", "1")
     assert code == 0 and [row[0] for row in ran] == list(STAGES)
     assert ("base", "tiny", ["base.trainer.max_steps=2"], 4, True) in ran and ran[0][2] == []
     assert "Report card" in out and (runs / "tiny" / "report.html").exists()
     code, _, err = labs("run", "00", "trainer.max_steps=2", "--profile", "tiny")
     assert code == 1 and "each must begin with a stage" in err
+    # All of tiny, two at a time where there are two cores; a lab or another profile one by one.
+    beside = []
+    monkeypatch.setattr(parallel_stages, "run_stages", lambda *arguments: beside.append(arguments))
+    for n_cores in (1, 2):
+        monkeypatch.setattr(parallel_stages, "cores", lambda n_cores=n_cores: n_cores)
+        assert labs(*words)[0] == 0 and labs("run", "00", "--profile", "tiny")[0] == 0
+        assert labs("run", "all", "--profile", "colab")[0] == 0
+    overrides = {name: ["base.trainer.max_steps=2"] * (name == "base") for name in STAGES}
+    assert beside == [(list(STAGES), "tiny", overrides, 4, True, 2)]
+    assert labs("run", "00", "--jobs", "3", "--profile", "tiny")[0] == 0 and beside[1][-1] == 3
 
 
 def test_run_fails_with_the_criteria_and_stops_at_a_failing_stage(labs, runs, monkeypatch):
@@ -148,7 +159,7 @@ def test_run_fails_with_the_criteria_and_stops_at_a_failing_stage(labs, runs, mo
         raise cli.LabsError(f"stage {stage} stopped with exit code 1; run it again to go on")
 
     monkeypatch.setattr(profiles, "run_stage", crash)
-    code, out, err = labs("run", "all", "--profile", "tiny")
+    code, out, err = labs("run", "all", "--profile", "tiny", "--jobs", "1")
     assert code == 1 and err == "error: stage shakespeare stopped with exit code 1; run it again to go on\n"
     assert "== base" not in out
 

@@ -128,8 +128,9 @@ def run(
 
     A finished stage is not repeated; an interrupted one goes on from its checkpoint. Exit code 1 if a criterion fails.
     """
-    from shared.parallel_stages import cores, run_stages
+    from shared.parallel_stages import run_stages
     from shared.profiles import run_stage
+    from shared.training import usable_cores
 
     profile, names = _chosen_profile(profile), _stages(what)
     if overrides and len(names) > 1:
@@ -142,7 +143,7 @@ def run(
         name: [override for override in overrides or [] if len(names) == 1 or override.startswith(f"{name}.")]
         for name in names
     }
-    jobs = jobs or (2 if what == "all" and profile == "tiny" and cores() > 1 else 1)
+    jobs = jobs or (2 if what == "all" and profile == "tiny" and usable_cores() > 1 else 1)
     if jobs > 1 and len(names) > 1:
         run_stages(names, profile, own, seed, restart, jobs)
     else:

@@ -19,15 +19,11 @@ import typer
 
 from shared import REPO_ROOT, LabsError
 from shared.profiles import STAGES, load_profile, stage_command, stage_dir
+from shared.training import usable_cores
 
 ALONE = ("base",)  # nearly everything waits for it, so it gets all cores
 MEASURES_ALL = ("evaluation",)  # waits for everything else
 GRACE_SECONDS = 10  # for stages to end by themselves after Ctrl-C, which reaches them, too
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def with_missing(names: Sequence[str], profile: str) -> list[str]:
@@ -83,7 +79,7 @@ def run_stages(
                     if crowded and running:
                         break
                     is_last = len(finished) == len(plan) - 1
-                    threads = cores() if crowded or is_last else max(1, cores() // jobs)
+                    threads = usable_cores() if crowded or is_last else max(1, usable_cores() // jobs)
                     words = command(name, profile, overrides.get(name, []), seed, restart and name in names)
                     bars.say(f"== {name} ({profile}) started, {threads} thread{'s' * (threads > 1)}")
                     running[name] = _start(words, stage_dir(profile, name) / "output.log", threads)

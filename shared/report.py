@@ -182,7 +182,8 @@ def footer(metrics: Mapping[str, Any]) -> str:
     """One line on how a stage was run: time against its budget, memory, seed, machine."""
     budget = metrics.get("time_budget_seconds")
     machine = metrics["hardware"]
-    where = machine["gpu"] or f"{machine['cores']} CPU cores"
+    threads, cores = machine.get("threads"), machine["cores"]
+    where = machine["gpu"] or (f"{cores} CPU cores" if threads in (None, cores) else f"{threads} of {cores} CPU cores")
     return (
         f"{metrics['stage']}: {metrics['wall_seconds']:.0f} s of training"
         + (f" (budget {budget:.0f} s)" if budget else "")

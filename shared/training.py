@@ -299,15 +299,19 @@ def _resident_bytes(field: str) -> int:
     raise OSError(f"no {field} in /proc/self/status")
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware() -> dict[str, Any]:
     """What the run ran on: processor cores and, where there is one, the GPU's name."""
     import platform
 
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"machine": platform.machine(), "cores": cores, "threads": torch.get_num_threads(), "gpu": gpu}
+    return {"machine": platform.machine(), "cores": usable_cores(), "threads": torch.get_num_threads(), "gpu": gpu}
 
 
 def versions() -> dict[str, str]:

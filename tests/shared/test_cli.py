@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from shared import REPO_ROOT, cli, data, models, parallel_stages, profiles
+from shared import REPO_ROOT, cli, data, models, parallel_stages, profiles, training
 from shared.profiles import STAGES, load_profile
 from shared.report import Measurement, evaluate, write_metrics
 
@@ -142,7 +142,7 @@ def test_run_runs_in_order_hands_overrides_to_their_stage_and_reports(labs, runs
     beside = []
     monkeypatch.setattr(parallel_stages, "run_stages", lambda *arguments: beside.append(arguments))
     for n_cores in (1, 2):
-        monkeypatch.setattr(parallel_stages, "cores", lambda n_cores=n_cores: n_cores)
+        monkeypatch.setattr(training, "usable_cores", lambda n_cores=n_cores: n_cores)
         assert labs(*words)[0] == 0 and labs("run", "00", "--profile", "tiny")[0] == 0
         assert labs("run", "all", "--profile", "colab")[0] == 0
     overrides = {name: ["base.trainer.max_steps=2"] * (name == "base") for name in STAGES}

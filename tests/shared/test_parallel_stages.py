@@ -35,7 +35,7 @@ sys.exit(code)
 @pytest.fixture
 def fake(runs, monkeypatch):
     """Run stages that only sleep: fake(names, jobs=…, codes={stage: exit code}, seconds={stage: …}) gives what they noted."""
-    monkeypatch.setattr(parallel_stages, "cores", lambda: 4)
+    monkeypatch.setattr(parallel_stages, "usable_cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def call(names, jobs=2, codes=None, seconds=None, overrides=None, seed=0, restart=False):

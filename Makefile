@@ -20,7 +20,7 @@ test test-fast notebooks bench: export WANDB_MODE := disabled
 test test-fast: export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast notebooks bench lint clean
+.PHONY: help run test test-vllm notebooks-00 notebooks-03 notebooks-01-02-04 test-fast notebooks bench lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -103,18 +103,24 @@ $(STAMPS)/vllm: $(STAMPS)/dev infra/vllm_cpu/install.py infra/vllm_cpu/requireme
 run: $(STAMPS)/core  ## run every lab (PROFILE=tiny, colab or local) and end with the report card
 	@$(BIN)/labs run all --profile $(PROFILE)
 
-# vLLM wants the machine to itself. Labs 01, 02 and 04 need nothing of lab 03's notebooks, nor these of theirs; lab 00 has
-# trained the base of both, and lab 05 measures what all have left.
+# In three steps, because of what needs what: lab 00's notebook trains the base that all others stand on, labs 01, 02 and 04
+# need nothing of lab 03, nor that of them, and lab 05 measures what all have left. In each step two lanes run beside one
+# another; a lane's output is shown when it is done.
 test: $(STAMPS)/unsloth $(STAMPS)/browser $(STAMPS)/vllm  ## run all tests and all notebooks
 	@failed=0; \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu and not vllm" tests || failed=1; \
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m vllm tests || failed=1; \
-	OMP_NUM_THREADS=2 $(NBVAL) labs/00_* || failed=1; \
-	log=$$(mktemp); $(NBVAL) labs/03_* >$$log 2>&1 & beside=$$!; \
-	$(NBVAL) labs/01_* labs/02_* labs/04_* || failed=1; \
-	wait $$beside || failed=1; cat $$log; rm -f $$log; \
+	$(MAKE) --no-print-directory -k -j $(WORKERS) test-vllm notebooks-00 || failed=1; \
+	$(MAKE) --no-print-directory -k -j $(WORKERS) notebooks-03 notebooks-01-02-04 || failed=1; \
 	OMP_NUM_THREADS=2 $(NBVAL) labs/05_* || failed=1; \
 	exit $$failed
+
+LANE = log=$$(mktemp); $(1) >$$log 2>&1; code=$$?; echo "== $@"; cat $$log; rm -f $$log; exit $$code
+test-vllm: $(STAMPS)/vllm
+	@$(call LANE,$(BIN)/python -m pytest -m vllm tests)
+notebooks-00 notebooks-03: $(STAMPS)/dev
+	@$(call LANE,$(NBVAL) labs/$(@:notebooks-%=%)_*)
+notebooks-01-02-04: $(STAMPS)/unsloth $(STAMPS)/vllm
+	@$(call LANE,$(NBVAL) labs/01_* labs/02_* labs/04_*)
 
 test-fast: $(STAMPS)/dev  ## run the unit tests alone
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "$(FAST)" tests

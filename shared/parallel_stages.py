@@ -18,7 +18,7 @@ from pathlib import Path
 import typer
 
 from shared import REPO_ROOT, LabsError
-from shared.profiles import STAGES, load_profile, stage_command, stage_dir
+from shared.profiles import STAGES, command_of, load_profile, stage_dir
 from shared.training import usable_cores
 
 ALONE = ("base",)  # nearly everything waits for it, so it gets all cores
@@ -47,7 +47,7 @@ def with_missing(names: Sequence[str], profile: str) -> list[str]:
 
 def run_stages(
     names: Sequence[str], profile: str, overrides: Mapping[str, list[str]], seed: int = 0, restart: bool = False,
-    jobs: int = 2, command: Callable[..., list[str]] = stage_command,
+    jobs: int = 2, command: Callable[..., list[str]] = command_of,
 ) -> None:  # fmt: skip
     """Run the stages in processes of their own, up to `jobs` at a time, each with its share of the cores.
 

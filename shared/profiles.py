@@ -183,7 +183,7 @@ def stage_dir(profile: str, stage: str) -> Path:
     return runs_root() / profile / stage
 
 
-def stage_command(
+def command_of(
     stage: str, profile: str, overrides: Sequence[str] = (), seed: int = 0, restart: bool = False
 ) -> list[str]:
     """The command that runs a stage's script."""
@@ -197,7 +197,7 @@ def run_stage(stage: str, profile: str, overrides: Sequence[str] = (), seed: int
 
     Raises LabsError when the script fails; it has then said why.
     """
-    finished = subprocess.run(stage_command(stage, profile, overrides, seed, restart), cwd=REPO_ROOT)
+    finished = subprocess.run(command_of(stage, profile, overrides, seed, restart), cwd=REPO_ROOT)
     if finished.returncode == 130:
         raise KeyboardInterrupt
     if finished.returncode:

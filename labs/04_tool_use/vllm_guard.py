@@ -15,9 +15,6 @@ import asyncio
 import hmac
 import json
 import os
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +45,6 @@ class Guard:
         self.facts = model_facts(self.base) if Path(self.base).is_dir() else None
         self.contents = {(name, path): content_hash(path, CONFIG) for name, path in settings["adapters"].items()}
         self.one_load = asyncio.Lock()
-        parent = os.environ.get("LABS_VLLM_PARENT")
-        if parent:
-            threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -147,10 +141,3 @@ async def _refuse(scope, send, status: int, message: str, kind: str) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def _end_with(parent: int) -> None:
-    """End this server when the process that started it is gone, however it went."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)

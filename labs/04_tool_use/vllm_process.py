@@ -41,6 +41,18 @@ _STAGES = (
     ("Starting vLLM server", "nearly there"),
     ("non-default args", "settings read"),
 )
+# Ends the server's group when the launcher is gone, however it went, even while the server still starts: then its standard
+# input ends, of which the launcher holds the other end.
+_WATCH = """
+import os, signal, sys, time
+sys.stdin.buffer.read()
+for how, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, 0)):
+    try:
+        os.killpg(int(sys.argv[1]), how)
+    except ProcessLookupError:
+        break
+    time.sleep(seconds)
+"""
 
 
 def free_port(host: str) -> int:
@@ -102,7 +114,7 @@ class Server:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
         self.url = f"http://{host}:{settings.port}"
-        environment = {**os.environ, **plan.environment, **plan.secret, "LABS_VLLM_PARENT": str(os.getpid())}
+        environment = {**os.environ, **plan.environment, **plan.secret}
         environment.pop(settings.key_env, None)
         with log.open("wb") as output:
             # A session of its own is a process group of its own, which Ctrl-C in this terminal does not reach.
@@ -111,6 +123,9 @@ class Server:
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self.group = self.process.pid
+        self.watch = subprocess.Popen(
+            [sys.executable, "-c", _WATCH, str(self.group)], stdin=subprocess.PIPE, start_new_session=True
+        )
         self.seconds_to_start: float | None = None
 
     def client(self, **options) -> Client:
@@ -171,6 +186,8 @@ class Server:
         deadline = time.monotonic() + 10
         while self.members() and time.monotonic() < deadline:
             time.sleep(0.05)
+        self.watch.kill()
+        self.watch.communicate()
 
 
 class _ProgressLine:

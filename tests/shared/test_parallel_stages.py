@@ -13,7 +13,7 @@ from rich.console import Console
 
 from shared import REPO_ROOT, LabsError, parallel_stages
 from shared.parallel_stages import ALONE, run_stages, with_missing
-from shared.profiles import STAGES, stage_command, stage_dir
+from shared.profiles import STAGES, command_of, stage_dir
 
 # Notes when it began and ended, with how many threads, and what it was called with; ends as it is told.
 STAGE = """
@@ -41,7 +41,7 @@ def fake(runs, monkeypatch):
     def call(names, jobs=2, codes=None, seconds=None, overrides=None, seed=0, restart=False):
         def command(stage, *rest):
             how = [str((seconds or {}).get(stage, 0.3)), str((codes or {}).get(stage, 0))]
-            return [sys.executable, "-c", STAGE, str(stage_dir("tiny", stage)), *how, *stage_command(stage, *rest)[2:]]
+            return [sys.executable, "-c", STAGE, str(stage_dir("tiny", stage)), *how, *command_of(stage, *rest)[2:]]
 
         run_stages(names, "tiny", overrides or {}, seed, restart, jobs, command)
 

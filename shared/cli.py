@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -143,6 +144,7 @@ def run(
         name: [override for override in overrides or [] if len(names) == 1 or override.startswith(f"{name}.")]
         for name in names
     }
+    start = time.monotonic()
     jobs = jobs or (2 if what == "all" and profile == "tiny" and usable_cores() > 1 else 1)
     if jobs > 1 and len(names) > 1:
         run_stages(names, profile, own, seed, restart, jobs)
@@ -150,6 +152,8 @@ def run(
         for name in names:
             typer.echo(f"\n== {name} ({profile})")
             run_stage(name, profile, own[name], seed, restart)
+    if len(names) > 1:
+        typer.echo(f"\n{len(names)} stages, {(time.monotonic() - start) / 60:.1f} minutes")
     _report(profile, names)
 
 

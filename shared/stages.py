@@ -18,7 +18,7 @@ import typer
 from shared import LabsError
 from shared.profiles import PROFILES, ensure_stage, load_profile, stage_dir
 from shared.report import check, criteria_table, evaluate, read_metrics, write_metrics
-from shared.training import TrainLog, atomic_write_text, fingerprint, watched
+from shared.training import TrainLog, atomic_write_text, fingerprint, quiet_when_unwatched, watched
 
 # At import, which TRL and PEFT do for it, bitsandbytes warns that an optional CPU kernel is not installed; none is wanted.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -123,6 +123,7 @@ def load_policy(config, after: str = "sft") -> tuple[Any, Any, dict[str, Any] | 
     options = {"for_training": config.method == "full", "load_in_4bit": config.load_in_4bit, "backend": "transformers"}
     lora = OmegaConf.to_container(config.lora) if config.method == "lora" else None
     folder = ensure_stage(after, config.profile)
+    quiet_when_unwatched()
     backend = config.get("backend", "transformers")
     if folder is None and lora and backend != "transformers":
         options |= {"backend": backend, "for_training": True}

@@ -35,7 +35,7 @@ from shared.stages import (
     stage_command,
     trainer_defaults,
 )
-from shared.training import TrainLog, plot_curves, quiet_when_unwatched, seed_everything, wandb_run
+from shared.training import TrainLog, plot_curves, seed_everything, wandb_run
 
 LOGGED = {"loss": "train/loss", "eval_loss": "validation/loss", "grad_norm": "train/grad_norm"}
 
@@ -145,7 +145,6 @@ def train_stage(config, folder: Path, model, tokenizer, lora, problems, seed: in
     """Baselines, training, measurement, and everything the stage leaves in its folder."""
     from omegaconf import OmegaConf
 
-    quiet_when_unwatched()
     seed_everything(seed)
     test = problems["test"]
     before = baselines(config, model, tokenizer, problems)

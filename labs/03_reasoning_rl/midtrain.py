@@ -36,7 +36,7 @@ from shared.stages import (
     stage_command,
     trainer_defaults,
 )
-from shared.training import TrainLog, plot_curves, quiet_when_unwatched, seed_everything, wandb_run
+from shared.training import TrainLog, plot_curves, seed_everything, wandb_run
 
 LOGGED = {"loss": "train/loss", "eval_loss": "validation/loss", "grad_norm": "train/grad_norm"}
 
@@ -173,7 +173,6 @@ def train_stage(config, folder: Path, model, tokenizer, lora, seed: int, mark: s
     """The text, training, what was learned and what was kept, and everything the stage leaves in its folder."""
     from shared.significance import bootstrap_ci, wilson_interval
 
-    quiet_when_unwatched()
     seed_everything(seed)
     stream = documents(random.Random("held-out worked problems"), config.held_out_mix, "held_out")
     texts = [next(stream) for _ in range(config.n_test)]

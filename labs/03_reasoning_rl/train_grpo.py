@@ -38,7 +38,7 @@ from shared.stages import (
     stage_command,
     trainer_defaults,
 )
-from shared.training import TrainLog, quiet_when_unwatched, seed_everything, wandb_run
+from shared.training import TrainLog, seed_everything, wandb_run
 from training_monitor import Monitor, logged_names, monitor_callback, plot_panel
 
 # What the losses and scales of TRL's trainer are called.
@@ -221,7 +221,6 @@ def run_stage(stage: str, train_stage: Callable, refuse: Callable, profile, seed
     problems = prepare_problems(config, seed)
     model, tokenizer, lora = load_policy(config, "cold_start")
     claim_folder(folder, mark, restart)
-    quiet_when_unwatched()
     seed_everything(seed)
     train_stage(config, folder, model, tokenizer, lora, problems, seed, mark)
     return read_metrics(folder)

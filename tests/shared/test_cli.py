@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -135,6 +136,7 @@ def test_run_runs_in_order_hands_overrides_to_their_stage_and_reports(labs, runs
     code, out, _ = labs(*words, "--jobs", "1")
     assert code == 0 and [row[0] for row in ran] == list(STAGES)
     assert ("base", "tiny", ["base.trainer.max_steps=2"], 4, True) in ran and ran[0][2] == []
+    assert re.search(rf"{len(STAGES)} stages, \d+\.\d minutes", out)
     assert "Report card" in out and (runs / "tiny" / "report.html").exists()
     code, _, err = labs("run", "00", "trainer.max_steps=2", "--profile", "tiny")
     assert code == 1 and "each must begin with a stage" in err

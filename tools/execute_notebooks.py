@@ -20,7 +20,11 @@ def main() -> None:
         print(f"executing {path.relative_to(ROOT)}", flush=True)
         notebook = nbformat.read(path, as_version=4)
         NotebookClient(
-            notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+            notebook,
+            timeout=1200,
+            kernel_name="python3",
+            coalesce_streams=True,
+            resources={"metadata": {"path": path.parent}},
         ).execute()
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # time stamps would make every run a change

@@ -44,15 +44,27 @@ def check_access(model_id: str, revision: str | None = None) -> None:
         ) from None
 
 
+def _moved(path: Path) -> Path:
+    """The same place in this runs folder: an adapter notes the path of its base, which breaks when all of it is moved."""
+    from shared.profiles import PROFILES, STAGES, runs_root
+
+    for place, (part, following) in enumerate(zip(path.parts, path.parts[1:], strict=False)):
+        if part in PROFILES and following in STAGES:
+            return runs_root() / Path(*path.parts[place:])
+    return path
+
+
 def _locate(name_or_path: str, revision: str | None) -> str:
     """A folder that exists, or a hub id that can be read."""
     path = Path(name_or_path)
+    if not path.exists() and path.is_absolute():
+        path = _moved(path)
     if path.is_dir():
         if not (path / "config.json").exists():
             raise LabsError(f"{path} holds no model (no config.json): run the stage that makes it again")
         return str(path)
     if path.is_absolute() or name_or_path.startswith((".", "runs/")) or name_or_path.count("/") > 1:
-        raise LabsError(f"no model at {path}: `labs list` shows the stages, `labs run STAGE` builds one")
+        raise LabsError(f"no model at {name_or_path}: `labs list` shows the stages, `labs run STAGE` builds one")
     check_access(name_or_path, revision)
     return name_or_path
 

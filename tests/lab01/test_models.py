@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -61,6 +62,17 @@ def test_a_model_to_train_and_a_model_to_ask(folder):
     model, tokenizer = load_model(str(folder), dtype=torch.bfloat16)
     assert not model.training and model.config.use_cache and tokenizer.padding_side == "left"
     assert model.dtype == torch.bfloat16
+
+
+def test_the_base_of_an_adapter_is_found_where_the_runs_folder_was_moved(folder, runs, tmp_path):
+    noted = tmp_path / "elsewhere" / "tiny" / "sft" / "model"
+    with pytest.raises(LabsError, match=f"no model at {noted}"):
+        load_model(noted)
+    shutil.copytree(folder, runs / "tiny" / "sft" / "model")
+    model, _ = load_model(noted)
+    assert model.config._name_or_path == str(runs / "tiny" / "sft" / "model")
+    with pytest.raises(LabsError, match="no model at"):  # not a stage's folder: nobody knows what that was
+        load_model(tmp_path / "elsewhere" / "tiny" / "mine" / "model")
 
 
 def test_an_adapter_is_made_saved_and_loaded_with_the_same_answers(folder, tmp_path):

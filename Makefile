@@ -12,7 +12,8 @@ FAST := not slow and not gpu and not browser and not postgres and not vllm and n
 
 export TOKENIZERS_PARALLELISM := false
 # The models of tests and notebooks are small: a second thread gains a third, a second process beside it the whole. So tests
-# run in two processes with a thread each, and so do the notebooks that need nothing of each other.
+# run in two processes with a thread each, and so do the notebooks that need nothing of each other. Files stay in their order:
+# the many short tests of shared/ come last and fill both processes to the end.
 WORKERS ?= 2
 test test-fast: export OMP_NUM_THREADS ?= 1
 notebooks: export OMP_NUM_THREADS ?= 2
@@ -108,7 +109,7 @@ run: $(STAMPS)/core  ## run every lab (PROFILE=tiny, colab or local) and end wit
 # another; a lane's output is shown when it is done.
 test: $(STAMPS)/unsloth $(STAMPS)/browser $(STAMPS)/vllm  ## run all tests and all notebooks
 	@failed=0; \
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu and not vllm" tests || failed=1; \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu and not vllm" tests || failed=1; \
 	$(MAKE) --no-print-directory -k -j $(WORKERS) test-vllm notebooks-00 || failed=1; \
 	$(MAKE) --no-print-directory -k -j $(WORKERS) notebooks-03 notebooks-01-02-04 || failed=1; \
 	OMP_NUM_THREADS=2 $(NBVAL) labs/05_* || failed=1; \
@@ -123,7 +124,7 @@ notebooks-01-02-04: $(STAMPS)/unsloth $(STAMPS)/vllm
 	@$(call LANE,$(NBVAL) labs/01_* labs/02_* labs/04_*)
 
 test-fast: $(STAMPS)/dev  ## run the unit tests alone
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "$(FAST)" tests
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "$(FAST)" tests
 
 notebooks: $(STAMPS)/dev  ## execute every notebook in place, outputs and all
 	@$(BIN)/python tools/execute_notebooks.py

@@ -118,6 +118,8 @@ test: $(STAMPS)/unsloth $(STAMPS)/browser $(STAMPS)/vllm  ## run all tests and a
 LANE = log=$$(mktemp); $(1) >$$log 2>&1; code=$$?; echo "== $@"; cat $$log; rm -f $$log; exit $$code
 test-vllm: $(STAMPS)/vllm
 	@$(call LANE,$(BIN)/python -m pytest -m vllm tests)
+# Beside it run vLLM's tests, which are over long before the base model is trained.
+notebooks-00: export OMP_NUM_THREADS := 2
 notebooks-00 notebooks-03: $(STAMPS)/dev
 	@$(call LANE,$(NBVAL) labs/$(@:notebooks-%=%)_*)
 notebooks-01-02-04: $(STAMPS)/unsloth $(STAMPS)/vllm

@@ -150,10 +150,11 @@ class _Bars:
         self.tasks[name] = (self.progress.add_task(name, total=total, loss="starts"), time.time())
 
     def update(self) -> None:
-        """Read the last line of each running stage's log, if the stage has written it since it began."""
+        """Read the last line of the newest log of each running stage (some train twice), if it was written since it began."""
         for name, (task, began) in self.tasks.items():
-            log = stage_dir(self.profile, name) / "train_log.jsonl"
-            with suppress(OSError, ValueError, IndexError):
+            with suppress(OSError, ValueError, IndexError, KeyError):  # no log yet, or half a line
+                logs = stage_dir(self.profile, name).rglob("train_log.jsonl")
+                log = max(logs, key=lambda path: path.stat().st_mtime)
                 if log.stat().st_mtime >= began:
                     with log.open("rb") as file:
                         file.seek(max(0, log.stat().st_size - 4096))

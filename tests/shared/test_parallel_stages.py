@@ -169,5 +169,10 @@ def test_the_bar_shows_the_last_logged_step_of_this_run(runs):
         log.write_text('{"step": 60, "train/lo')  # being written
         bars.update()
         assert task.completed == 40
+        (folder / "second").mkdir()
+        (folder / "second" / "train_log.jsonl").write_text('{"step": 5, "reward": 0.5}\n')
+        os.utime(log, (time.time() - 9, time.time() - 9))
+        bars.update()
+        assert (task.completed, task.fields["loss"]) == (5, "reward 0.5")
         bars.end("sft", "done")
     assert not bars.progress.tasks

@@ -15,15 +15,19 @@ from shared import REPO_ROOT, LabsError, parallel_stages
 from shared.parallel_stages import ALONE, run_stages, with_missing
 from shared.profiles import STAGES, command_of, stage_dir
 
-# Notes when it began and ended, with how many threads, and what it was called with; ends as it is told.
+# Notes when it began and ended, with how many threads, and what it was called with; ends as it is told, and not before another
+# stage has begun where it is told to wait for that.
 STAGE = """
 import json, os, pathlib, sys, time
-folder, seconds, code, words = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+folder, other, words = pathlib.Path(sys.argv[1]), sys.argv[4], sys.argv[5:]
+seconds, code = float(sys.argv[2]), int(sys.argv[3])
 folder.mkdir(parents=True, exist_ok=True)
 began = time.monotonic()
 (folder / "pid").write_text(str(os.getpid()))
 print("stage says", folder.name)
 time.sleep(seconds)
+while other and not (folder.parent / other / "pid").exists() and time.monotonic() < began + 60:
+    time.sleep(0.02)
 if code == 0:
     (folder / "metrics.json").write_text("{}")
 note = {"began": began, "ended": time.monotonic(), "threads": int(os.environ["OMP_NUM_THREADS"]), "words": words}
@@ -38,9 +42,10 @@ def fake(runs, monkeypatch):
     monkeypatch.setattr(parallel_stages, "usable_cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
-    def call(names, jobs=2, codes=None, seconds=None, overrides=None, seed=0, restart=False):
+    def call(names, jobs=2, codes=None, seconds=None, overrides=None, seed=0, restart=False, other=None):
         def command(stage, *rest):
             how = [str((seconds or {}).get(stage, 0.3)), str((codes or {}).get(stage, 0))]
+            how.append((other or {}).get(stage, ""))
             return [sys.executable, "-c", STAGE, str(stage_dir("tiny", stage)), *how, *command_of(stage, *rest)[2:]]
 
         run_stages(names, "tiny", overrides or {}, seed, restart, jobs, command)
@@ -54,7 +59,7 @@ def notes():
 
 
 def test_each_waits_for_what_it_needs_and_two_run_at_once(fake, capsys):
-    fake(list(STAGES))
+    fake(list(STAGES), seconds=dict.fromkeys(STAGES, 0.1), other={"sft": "midtrain", "midtrain": "sft"})
     found = notes()
     assert set(found) == set(STAGES)
     for name, note in found.items():
@@ -68,8 +73,8 @@ def test_each_waits_for_what_it_needs_and_two_run_at_once(fake, capsys):
         assert note["threads"] == 4
         assert all(other["ended"] <= note["began"] or other["began"] >= note["ended"] for other in found.values())
     assert {note["threads"] for note in found.values()} == {2}
-    shared = [a for a in found.values() for b in found.values() if a["began"] < b["began"] < a["ended"]]
-    assert len(shared) > 2
+    assert found["sft"]["began"] < found["midtrain"]["ended"] and found["midtrain"]["began"] < found["sft"]["ended"]
+    assert found["sft"]["ended"] - found["sft"]["began"] < 60
     out = capsys.readouterr().out
     assert out.count("stage says") == len(STAGES) and "== base (tiny) started, 4 threads" in out
     assert (stage_dir("tiny", "sft") / "output.log").read_text().startswith("stage says sft")

@@ -20,8 +20,10 @@ notebooks: export OMP_NUM_THREADS ?= 2
 test test-fast notebooks bench: export WANDB_MODE := disabled
 test test-fast: export HF_HUB_OFFLINE := 1
 
+NOTEBOOKS := $(addprefix notebooks-,00 01 02 03 03-ppo 04)
+
 .DEFAULT_GOAL := help
-.PHONY: help run test test-vllm notebooks-00 notebooks-03 notebooks-01-02-04 test-fast notebooks bench lint clean
+.PHONY: help run test test-vllm test-fast notebooks $(NOTEBOOKS) bench lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -104,14 +106,15 @@ $(STAMPS)/vllm: $(STAMPS)/dev infra/vllm_cpu/install.py infra/vllm_cpu/requireme
 run: $(STAMPS)/core  ## run every lab (PROFILE=tiny, colab or local) and end with the report card
 	@$(BIN)/labs run all --profile $(PROFILE)
 
-# In three steps, because of what needs what: lab 00's notebook trains the base that all others stand on, labs 01, 02 and 04
-# need nothing of lab 03, nor that of them, and lab 05 measures what all have left. In each step two lanes run beside one
-# another; a lane's output is shown when it is done.
+# Two at a time, and what needs something of another after that: lab 00's notebook trains the base that all others stand on,
+# lab 01's the model that labs 02 and 04 go on from, and lab 05 measures what all have left. A lane's output is shown when it
+# is done.
+LANES := $(MAKE) --no-print-directory -k -j $(WORKERS)
 test: $(STAMPS)/unsloth $(STAMPS)/browser $(STAMPS)/vllm  ## run all tests and all notebooks
 	@failed=0; \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu and not vllm" tests || failed=1; \
-	$(MAKE) --no-print-directory -k -j $(WORKERS) test-vllm notebooks-00 || failed=1; \
-	$(MAKE) --no-print-directory -k -j $(WORKERS) notebooks-03 notebooks-01-02-04 || failed=1; \
+	$(LANES) test-vllm notebooks-00 || failed=1; \
+	$(LANES) notebooks-03 notebooks-01 notebooks-04 notebooks-02 notebooks-03-ppo || failed=1; \
 	OMP_NUM_THREADS=2 $(NBVAL) labs/05_* || failed=1; \
 	exit $$failed
 
@@ -120,10 +123,14 @@ test-vllm: $(STAMPS)/vllm
 	@$(call LANE,$(BIN)/python -m pytest -m vllm tests)
 # Beside it run vLLM's tests, which are over long before the base model is trained.
 notebooks-00: export OMP_NUM_THREADS := 2
-notebooks-00 notebooks-03: $(STAMPS)/dev
+notebooks-02 notebooks-04: notebooks-01
+notebooks-03-ppo: notebooks-03
+notebooks-00 notebooks-01 notebooks-02 notebooks-04: $(STAMPS)/unsloth $(STAMPS)/vllm
 	@$(call LANE,$(NBVAL) labs/$(@:notebooks-%=%)_*)
-notebooks-01-02-04: $(STAMPS)/unsloth $(STAMPS)/vllm
-	@$(call LANE,$(NBVAL) labs/01_* labs/02_* labs/04_*)
+notebooks-03: $(STAMPS)/dev
+	@$(call LANE,$(NBVAL) labs/03_*/grpo_reasoning.ipynb)
+notebooks-03-ppo: $(STAMPS)/dev
+	@$(call LANE,$(NBVAL) labs/03_*/ppo_vs_grpo.ipynb)
 
 test-fast: $(STAMPS)/dev  ## run the unit tests alone
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "$(FAST)" tests

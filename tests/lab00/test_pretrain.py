@@ -159,6 +159,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         run(tmp_path, config, settings="two")
 
 
+@pytest.mark.slow
 def test_killed_by_sigkill_at_a_random_step_it_ends_with_the_same_loss(tmp_path, script):
     final = {}
     for name in ("whole", "killed"):

@@ -123,7 +123,8 @@ def test_impossible_requests_are_named(folder, arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_folders_that_hold_no_model_are_named(folder, tmp_path):
+def test_folders_that_hold_no_model_are_named(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the project's own folder may hold a runs/tiny/base/model
     for path in (tmp_path / "none", "./none", "runs/tiny/base/model"):
         with pytest.raises(LabsError, match="no model at .*labs run STAGE"):
             load_model(path)

@@ -97,6 +97,7 @@ def many_people(database):
     store.close()
 
 
+@pytest.mark.slow
 def test_twenty_people_at_once_on_sqlite(tmp_path):
     many_people(tmp_path / "labels.db")
 

@@ -440,6 +440,7 @@ def fair(lefts):
     return low <= Counter(lefts)["a"] <= high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_sides_are_a_coins(make, seed):
     store = make(seed=seed, overlap_share=1, overlap_raters=4)
@@ -593,6 +594,7 @@ def test_tokens_are_kept_as_hashes_and_the_last_one_counts(make):
 # Many at once
 
 
+@pytest.mark.slow
 def test_twenty_labelers_at_once_lose_and_repeat_nothing(url):
     """Four stores stand for four servers on one database: their locks are the database's, not a process's."""
     stores = [LabelStore(url, create=True, overlap_share=0.1) for _ in range(4)]

@@ -11,9 +11,9 @@ NBVAL = $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-current-
 FAST := not slow and not gpu and not browser and not postgres and not vllm and not notebook
 
 export TOKENIZERS_PARALLELISM := false
-# The models of tests and notebooks are small: a second thread gains a third, a second process beside it the whole. So tests
-# run in two processes with a thread each, and so do the notebooks that need nothing of each other. Files stay in their order:
-# the many short tests of shared/ come last and fill both processes to the end.
+# The models of tests and notebooks are small: two processes with a thread each do more than one with two threads
+# (benchmarks/threads_or_processes.py), so tests and notebooks run two at a time. Test files stay in their order: the many short
+# tests of shared/ come last and fill both processes to the end.
 WORKERS ?= 2
 test test-fast: export OMP_NUM_THREADS ?= 1
 notebooks: export OMP_NUM_THREADS ?= 2

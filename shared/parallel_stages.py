@@ -1,4 +1,4 @@
-"""Several stages at once. Models this small gain a third from a second thread; a second process gains the whole.
+"""Several stages at once: two processes train models this small faster than two threads (benchmarks/threads_or_processes.py).
 
 A stage starts when those that it needs are finished, the one with the longest way to the end first. What it prints is kept in
 `output.log` in its folder and shown when it ends; meanwhile a bar shows its last logged step.
